@@ -1,6 +1,7 @@
 """`Placement` turns a question into a decision, and a decision into claims and predictions."""
 
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -235,13 +236,16 @@ class Placement:
         """A decision by a policy that prices places, without candidates that were not chosen; None if it
         cannot be made so.
         """
-        few = self._bypass_tokens()
-        if few or self._quick is None:
+        if self._quick is None:
             return None
+        few = self._bypass_tokens()
         seen = self._viewer.sides(
             question, self._clock(), constraints, alone=few is None and self._weighs_bypass
         )
         if seen is None:
+            return None
+        known = question.prompt_tokens is not None and not question.whole
+        if few and known and min(seen.sides.decode.uncached_tokens, default=math.inf) <= few:
             return None
         places = self._quick(seen.sides)
         prices = checked(places.prices, len(places.pairs), "pairs")

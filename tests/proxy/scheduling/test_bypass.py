@@ -19,6 +19,7 @@ from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.policies import CacheAffinity, LeastLoad, LeastMs, RoundRobin
 from proxy.scheduling.question import Question
+from proxy.scheduling.sides import PricedPlaces, Sides
 from proxy.scheduling.types import AnyPolicy, Candidate, Pair, View
 from tests.helpers.candidates import candidate
 
@@ -134,6 +135,28 @@ def test_a_prompt_goes_whole_where_little_of_it_is_left_whatever_the_policy(poli
     assert why == {"d:1": Why.MORE_LEFT, "e:1": None}
     scene.cache("p:1", PREFIX)
     assert went(scene.decide([*PREFIX[:900], *range(101)]))[1] is None
+
+
+def test_a_prompt_of_which_more_is_left_is_placed_as_quickly_as_without_it() -> None:
+    asked: list[int] = []
+
+    class Counted(LeastMs):
+        def priced(self, sides: Sides) -> PricedPlaces:
+            asked.append(len(sides.alone))
+            return super().priced(sides)
+
+        def prices(self, view: View) -> list[float]:
+            asked.append(-1)
+            return [0.0 for _ in view.pairs]
+
+    scene = Scene(100, Counted())
+    scene.cache("e:1", PREFIX[:900])
+    question = Question("tiny", Prompt(PREFIX[:899] + PREFIX[:102]), 50)
+    assert scene.placement.decide(question, shown=False).bypass is None
+    assert asked == [0], "no candidate was made of those that were not chosen"
+    question = Question("tiny", Prompt(PREFIX), 50)
+    assert scene.placement.decide(question, shown=False).bypass is Bypass.CACHED
+    assert asked == [0, -1]
 
 
 def test_of_several_with_little_left_the_policy_chooses() -> None:
