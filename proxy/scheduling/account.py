@@ -46,6 +46,13 @@ def account_of(decision: Decision, terms: Callable[[Pair], Terms | None]) -> Map
                 if not _same(other, pair)
             ][:RUNNERS_UP],
         }
+    elif not decision.prefill.candidates:
+        told = terms(pair)
+        account |= {
+            "cost": None if told is None else _rounded(told.cost_ms),
+            "terms": _terms(told),
+            "runners_up": None,
+        }
     else:
         legs = {"prefill": decision.prefill}
         if decision.decode is not decision.prefill:

@@ -53,6 +53,10 @@ from proxy.scheduling.view import USUAL_BLOCK_SIZE, Load, Viewer, own_load
 UNLEARNT_LOGGED_EVERY_S = 60.0
 """How often it is logged at most that a policy failed to learn: it may fail at every request."""
 
+MOST_PAIRS = 1024
+"""Of more pairs all are not looked at for one request: that would take more than some 5 ms of the event
+loop."""
+
 log = logging.getLogger(__name__)
 
 
@@ -217,20 +221,30 @@ class Placement:
         """
         logged = self._logs()
         weighed = self.reads_latency and question.goal is not None  # by a look at each pair
+        looks = (logged or weighed) and self._may_look()
         decision = self.decide(
             question,
             failed=failed,
             prefill_on=prefill_on,
             over_limit=over_limit,
             kept=kept,
-            shown=logged or weighed,
+            shown=looks,
         )
-        if not decision.admissible or not (logged or weighed):
+        if not decision.admissible:
             return decision
-        if not logged:
-            return followed(decision)
-        account = account_of(decision, partial(self.terms, question))
-        return msgspec.structs.replace(followed(decision), account=account)
+        account = account_of(decision, partial(self.terms, question)) if logged else None
+        if looks:
+            decision = followed(decision)
+        return decision if account is None else msgspec.structs.replace(decision, account=account)
+
+    def _may_look(self) -> bool:
+        """Whether a request may have all that it could be given looked at: few enough pairs, if the policy
+        prices pairs.
+        """
+        if not isinstance(self._chooser, ByPair):
+            return True
+        prefill, decode = (sum(len(i.ranks) for i in self._fleet.of(phase)) for phase in Phase)
+        return prefill * decode <= MOST_PAIRS
 
     def _followed_only(self, question: Question, constraints: Constraints) -> Decision | None:
         """A decision by a policy that prices places, without candidates that were not chosen; None if it

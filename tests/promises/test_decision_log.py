@@ -139,3 +139,18 @@ def test_a_place_that_will_not_do_is_refused_at_the_start(tmp_path: pathlib.Path
         recordings = Recordings(decision_log=tmp_path / name)
         with pytest.raises(ConfigError, match=f"--decision-log .*{why}"):
             assemble(Config(model="tiny", recordings=recordings))
+
+
+async def test_of_too_many_pairs_only_the_chosen_one_is_looked_at(
+    file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.scheduling.placement.MOST_PAIRS", 3)
+    async with engines(prefill=2, decode=2) as made:
+        config = made.config(policy="least_ms", recordings=Recordings(decision_log=file), bypass_tokens=0)
+        async with kvproxy(config) as service:
+            goal = {"X_Kvproxy_TTFT_Ms": "600000"}
+            body = {"model": "tiny", "prompt": prose(40), "max_tokens": 2}
+            assert (await service.ask("/v1/completions", body, **goal)).status == 200
+            (line,) = await lines_of(service, file, 1)
+    assert line["runners_up"] is None
+    assert line["cost"] == line["terms"]["cost_ms"]
