@@ -2,10 +2,11 @@
 
     cli            the command line: flags become a configuration, a run becomes an exit code
     edge           HTTP of clients and operators: sockets, access, routes, relay
+    fitting        probes engines, and makes a profile of what they took
     doctor         examines each engine and each pair of engines, and says what to do where they fail
     observability  hears what happened: metrics for Prometheus, the access log, other consumers
     simulation     stand-in engines: engine (the model), api (vLLM's words), live (sockets); replay: simulated
-                   time; report: its figures as a page
+                   time; report: its figures as a page; planning: which fleet carries most
     serving        one request: attempts, legs, what they hand over, retries, lists of prompts
     admission      which requests are let in, and when: the queue, and the memory for bodies
     scheduling     the candidates for a leg, what each costs, and where the leg goes

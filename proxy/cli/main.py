@@ -2,7 +2,8 @@
 
 0: asked to stop. 1: not ready in time. 2: a setting is wrong, or an engine serves another model. `doctor`
 ends with what it found: 0 for nothing, 1 for warnings, 2 for failures; 130 if Ctrl-C ended it. `simulate` and
-`plan` end with 0 if all was simulated, 130 as `doctor`. 141: what a command writes has no reader any more.
+`plan` end with 0 if all was simulated, 130 as `doctor`; `fit` with 0 if a profile was written, 1 if an engine
+did not answer or others use it. 141: what a command writes has no reader any more.
 """
 
 import asyncio
@@ -140,6 +141,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         gc.freeze()  # the objects of all modules: to scan them again stops everything for 20 ms
         gc.set_threshold(YOUNG_OBJECTS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            if arguments.fit is not None:
+                from proxy.cli.fit import fit  # noqa: PLC0415  # what serves needs no probes in its memory
+
+                words_of_fit = runner.run(fit(config, arguments.fit))
+                with reader_may_leave():
+                    print(words_of_fit)
+                return
             if command == "doctor":
                 report = runner.run(examine(config, arguments.limit_s))
                 with reader_may_leave():
@@ -152,4 +160,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KvproxyError as error:
         fail(str(error), code=1)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED if command in {"doctor", *SIMULATING} else 0)
+        sys.exit(INTERRUPTED if command in {"doctor", "fit", *SIMULATING} else 0)

@@ -206,6 +206,8 @@ class PairFacts(msgspec.Struct):
     moved: Moved | None = None
     """None if the decode engine's metrics do not tell."""
     took_s: float = 0.0
+    decode_s: float | None = None
+    """What the decode leg took; None if none was sent."""
     hold_end: str | None = None
     """How the hold of the prefilled blocks ended."""
     unfinished: bool = False

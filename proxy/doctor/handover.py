@@ -54,13 +54,16 @@ class HandOver:
         *,
         lease_s: float,
         patience: Patience,
+        counts: bool = True,
     ) -> None:
+        """`counts`: whether the decode engine's counters are read before and after its leg."""
         self._engines = engines
         self._connector = connector
         self._model = model
         self._tasks = tasks
         self._lease_s = lease_s
         self._patience = patience
+        self._counts = counts
         self._releases = releases
         grace_s = ABANDONED_PREFILL_GRACE_S
         self._in_turn = InTurnHandover(
@@ -88,7 +91,7 @@ class HandOver:
         request = self._request(token_ids)
         call = Call(request, [], prompts.request_id(), time.monotonic())
         facts.prompt_tokens = len(token_ids)
-        facts.prefill_answer = facts.decode_answer = facts.moved = facts.handoff = None
+        facts.prefill_answer = facts.decode_answer = facts.moved = facts.handoff = facts.decode_s = None
         begun_at = time.monotonic()
         match self._connector.plan(request):
             case InTurn() as plan:
@@ -171,8 +174,10 @@ class HandOver:
         self, facts: PairFacts, call: Call, body: Encoded, answered: Callable[[], None] = lambda: None
     ) -> None:
         """`answered` is called as soon as the leg is answered, before the engine's counters are read."""
-        before = await self._metrics(facts.decode)
+        before = await self._metrics(facts.decode) if self._counts else None
+        begun_at = time.monotonic()
         facts.decode_answer = await self._leg(facts.decode, body, call.leg_id)
+        facts.decode_s = time.monotonic() - begun_at
         if facts.decode_answer.ok:
             answered()
             if before is not None:

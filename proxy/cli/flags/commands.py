@@ -1,4 +1,4 @@
-"""The commands `serve` and `doctor`: they share the flags that name engines and say how to speak to them.
+"""The commands `serve`, `doctor` and `fit`: they share the flags that name engines and say how to speak to them.
 
 `simulate` and `plan` bring their own flags (`cli/simulate.py`, `cli/plan.py`).
 """
@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import importlib.metadata
+import pathlib
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,8 @@ from proxy.config.settings import FILE, SECONDS, Declared, Setting, settings_of
 from proxy.connectors import CONNECTORS
 from proxy.doctor import DEFAULT_LIMIT_S
 from proxy.errors import ConfigError
-from proxy.latency.profiles import PROFILES
+from proxy.fitting.sizes import LONGEST
+from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.scheduling.policies import POLICIES
 from proxy.watching.membership.base import SourceSettings
 
@@ -58,6 +60,12 @@ LIMIT = Declared(
     Setting("--timeout", SECONDS, "what is not done after so many seconds has failed", above=0),
     (), float, many=False, default=DEFAULT_LIMIT_S, group="", choices={},
 )  # fmt: skip
+
+FIT_LIMIT = dataclasses.replace(
+    LIMIT,
+    setting=Setting("--timeout", SECONDS, "no probe is sent after so many seconds", above=0),
+    default=300.0,
+)
 
 _EXAMPLE = """\
 example:
@@ -107,7 +115,11 @@ def parse(argv: Sequence[str] | None, others: Sequence[Declared] = ()) -> Comman
         "--version", action="version", version=f"kvproxy {importlib.metadata.version('kvproxy')}"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    made = {"serve": _add_serve(commands, others), "doctor": _add_doctor(commands)}
+    made = {
+        "serve": _add_serve(commands, others),
+        "doctor": _add_doctor(commands),
+        "fit": _add_fit(commands),
+    }
     commands.add_parser("simulate", help="let a fleet serve recorded or generated traffic in simulated time")
     commands.add_parser("plan", help="tell how GPUs are best split into prefill and decode for some traffic")
     args, unknown = top.parse_known_args(argv)
@@ -153,6 +165,41 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> tuple[_Parse
         if declared.setting.doctor:
             add_flag(output if declared.key == "log-level" else engines, declared)
     return doctor, settings
+
+
+def _add_fit(commands: "argparse._SubParsersAction[_Parser]") -> tuple[_Parser, Sequence[Declared]]:
+    fit = commands.add_parser(
+        "fit",
+        help="make a profile of engines: how long they take, for simulate and plan",
+        description="Send probes to engines, one after the other, and fit a model of what they take. The"
+        " profile is for --profile of kvproxy simulate and plan. Engines that others use are not probed.",
+        epilog=_EXAMPLE.format(command="fit"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flag(fit, CONFIG_FILE)
+    engines = fit.add_argument_group("engines, as for kvproxy serve")
+    probes = fit.add_argument_group("probes")
+    probes.add_argument(
+        "--out", type=pathlib.Path, required=True, metavar="FILE", help="write the profile there"
+    )
+    probes.add_argument(
+        "--longest", type=int, default=LONGEST, metavar="TOKENS",
+        help="no prompt is longer, nor than an engine takes (default: %(default)s)",
+    )  # fmt: skip
+    probes.add_argument(
+        "--chunk-tokens", type=int, default=PROFILES[UNKNOWN].chunk_tokens, metavar="TOKENS",
+        help="--max-num-batched-tokens of the engines, which they do not tell (default: %(default)s)",
+    )  # fmt: skip
+    probes.add_argument(
+        "--anyway", action="store_true", help="probe engines that others use, whose requests wait meanwhile"
+    )
+    add_flag(probes, FIT_LIMIT)
+    settings = [_quiet(declared) if declared.key == "log-level" else declared for declared in SETTINGS]
+    for declared in settings:
+        if declared.setting.doctor:
+            add_flag(probes if declared.key == "log-level" else engines, declared)
+    return fit, settings
 
 
 def _quiet(log_level: Declared) -> Declared:

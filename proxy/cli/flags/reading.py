@@ -2,12 +2,19 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
-from proxy.cli.flags.commands import CONFIG_FILE, LIMIT, SETTINGS, parse, settings_of_sources
+from proxy.cli.flags.commands import (
+    CONFIG_FILE,
+    FIT_LIMIT,
+    LIMIT,
+    SETTINGS,
+    parse,
+    settings_of_sources,
+)
 from proxy.config import Config
 from proxy.config.settings import check
 from proxy.config.sources import MissingError, Sources, read_file, unknown_names
@@ -16,6 +23,19 @@ from proxy.errors import ConfigError
 from proxy.phases import Role
 from proxy.watching.membership.base import SourceSettings
 from proxy.watching.membership.registry import registered
+
+MOST_TOKENS = 1 << 24
+"""More than any engine takes in a prompt or a step."""
+
+
+class FitOptions(NamedTuple):
+    """What `fit` is asked for beside its engines."""
+
+    out: pathlib.Path
+    limit_s: float
+    longest: int
+    chunk_tokens: int
+    anyway: bool
 
 
 class Arguments(NamedTuple):
@@ -31,6 +51,8 @@ class Arguments(NamedTuple):
     """Of `doctor`: the seconds after which it ends."""
     doubts: Sequence[str] = ()
     """What was given and has no effect: a line for the log each."""
+    fit: FitOptions | None = None
+    """Of `fit`."""
 
 
 def read_config(argv: Sequence[str] | None = None) -> Config:
@@ -50,10 +72,12 @@ def read_arguments(
     known = [*SETTINGS, *others]
     command = parse(argv, others)
     name = command.given["command"]
-    limit_s = DEFAULT_LIMIT_S
-    if LIMIT.key in command.given:
-        limit_s = LIMIT.read_word(command.given[LIMIT.key])
-        check(LIMIT.setting, limit_s)
+    limit = FIT_LIMIT if name == "fit" else LIMIT
+    limit_s = limit.default
+    if limit.key in command.given:
+        limit_s = limit.read_word(command.given[limit.key])
+        check(limit.setting, limit_s)
+    fit = _fit_options(command.given, limit_s) if name == "fit" else None
     file = command.given.get(CONFIG_FILE.key) or os.environ.get(CONFIG_FILE.environment, "").strip()
     said = read_file(pathlib.Path(file), known) if file else {}
     sources = Sources(command.given, os.environ, said, file)
@@ -71,7 +95,15 @@ def read_arguments(
         missing = [f"--{role}" for role in (Role.PREFILL, Role.DECODE) if role not in there]
         need = " and ".join(missing) + (" need" if len(missing) > 1 else " needs")
         raise ConfigError(f"{need} at least one HOST:PORT (or name engines that do both with --both)")
-    return Arguments(name, config, sources, command.given.get("json", False), limit_s, doubts)
+    return Arguments(name, config, sources, command.given.get("json", False), limit_s, doubts, fit)
+
+
+def _fit_options(given: Mapping[str, Any], limit_s: float) -> FitOptions:
+    for flag in ("longest", "chunk_tokens"):
+        if not 1 <= given[flag] <= MOST_TOKENS:
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} {given[flag]}: a number from 1 to {MOST_TOKENS} is needed")
+    return FitOptions(given["out"], limit_s, given["longest"], given["chunk_tokens"], given["anyway"])
 
 
 def _read_key(path: pathlib.Path | None, sources: Sources) -> str | None:
