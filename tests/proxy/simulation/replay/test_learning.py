@@ -9,7 +9,8 @@ from proxy.latency.model import LatencyModel
 from proxy.scheduling.policies import CacheAffinity
 from proxy.simulation import EngineShape
 from proxy.simulation.engine.latency import Linear
-from proxy.simulation.replay.run import Run, Setup
+from proxy.simulation.replay.run import Outage, Run, Setup
+from proxy.simulation.replay.timeline import Turn
 from proxy.traces.workload import TraceRequest, Workload
 
 TRUTH = Linear(a=0.01, b=5e-5, c=2e-9, s0=0.008, s1=2e-4, s2=1e-7, transfer_per_token=1e-5, handshake=0.1)
@@ -104,3 +105,39 @@ def test_transfers_and_handshakes_are_learned_from_decode_legs() -> None:
         assert model.transfer_ms("p0:1", "d1:1", tokens) == pytest.approx(tokens * 0.01 + 10, rel=0.25)
     model.restarted("d0:1")
     assert model.handshake_ms("p0:1", "d0:1") == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize(("fleet", "slow"), [("3b", "b1:1"), ("2p2d", "p1:1")])
+def test_one_slow_instance_is_told_apart_from_the_others(fleet: str, slow: str) -> None:
+    made = run(Setup(fleet=fleet, speeds={slow: 0.5}))
+    for address in made.engines:
+        if not address.startswith("d"):
+            speed = 0.5 if address == slow else 1.0
+            assert prefill_error(made.routers[0].latency, address, speed) < 0.05
+
+
+def test_legs_that_died_with_their_engine_teach_nothing() -> None:
+    outages = [Outage("b1:1", at_s, 5.0) for at_s in range(10, 90, 10)]
+    model = run(Setup(fleet="3b", outages=outages)).routers[0].latency
+    assert prefill_error(model, "b1:1") < 0.05
+    assert step_error(model, "b1:1") < 0.05
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_a_change_of_speed_is_followed_within_200_requests(speed: float) -> None:
+    made = Run(workload(600, 6.0), Setup(fleet="2p2d"), shape=ENGINE, policy=Learns)
+
+    def change() -> None:
+        for engine in made.engines.values():
+            engine._speed = speed
+
+    made.time.at(made._requests[400].at_s, Turn.END, change)
+    made.to_end()
+    assert prefill_error(made.routers[0].latency, "p0:1", speed) < 0.05
+
+
+def test_what_other_routers_send_fools_nobody() -> None:
+    made = run(Setup(fleet="2p2d", routers=2))
+    for router in made.routers:
+        assert prefill_error(router.latency, "p0:1") < 0.05
+        assert step_error(router.latency, "d0:1") < 0.10
