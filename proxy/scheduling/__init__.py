@@ -12,6 +12,7 @@ Pure. Its files:
     types      what a policy sees, and the contracts of policies: `LegPolicy`, and `Policy` for pairs
     policies   the policies that come with kvproxy
     routing_history  what was sent where, for a policy of engines that tell nothing of their caches
+    sides      the figures that it needs of candidates, side by side
     terms      what a pair is predicted to take and to cost, in milliseconds
     legs       asks a policy that prices legs
     pairs      asks a policy that prices pairs
