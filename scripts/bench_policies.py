@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from scripts.workshop import launching
 from scripts.workshop.bench.policies.ablation import OURS
 from scripts.workshop.bench.policies.grid import BASELINES, SECTIONS, Size
+from scripts.workshop.bench.policies.plot import write_plot
 from scripts.workshop.bench.policies.run import run
 from scripts.workshop.bench.policies.store import Store
 
@@ -35,13 +36,17 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one seed, the trace's first 20 minutes, no truth"
     )
+    parser.add_argument("--plot", type=pathlib.Path, help="an SVG file to be written of the trace's runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     args = parser.parse_args()
     policies = args.policies.split(",") if args.policies else [OURS, *BASELINES]
     size = Size(policies, 1 if args.quick else args.seeds, short=args.quick)
     sections = [name for name in args.only if not (args.quick and name == "truth")]
     store = Store(args.out, frozenset(filter(None, args.again.split(","))))
-    sys.exit(not run(sections, size, store, args.trace, args.jobs))
+    holds = run(sections, size, store, args.trace, args.jobs)
+    if args.plot is not None:
+        write_plot(store, args.plot)
+    sys.exit(not holds)
 
 
 if __name__ == "__main__":

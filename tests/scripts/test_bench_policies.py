@@ -1,6 +1,7 @@
 """The grid of policies: what is run, that it is run once, and that a verdict can be either."""
 
 import pathlib
+from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from proxy.traces.shaping import between
 from scripts.workshop.bench.policies.ablation import OURS, WITHOUT
 from scripts.workshop.bench.policies.cells import Asked, Got, run_cell
 from scripts.workshop.bench.policies.grid import BASELINES, SECTIONS, Size
+from scripts.workshop.bench.policies.plot import POLICIES, write_plot
 from scripts.workshop.bench.policies.reference import MS
 from scripts.workshop.bench.policies.run import run
 from scripts.workshop.bench.policies.store import FILE, Store
@@ -131,3 +133,18 @@ def test_every_part_can_be_left_out(name: str) -> None:
     few = between(read(TRACE), 0.0, 30.0)
     whole, less = (run_cell(msgspec.structs.replace(place, policy=policy), few) for policy in (OURS, name))
     assert whole.served == less.served == len(few.requests)
+
+
+def test_the_plot_has_a_curve_for_each_policy(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="nothing was run"):
+        write_plot([got("dynamo", 300.0)], tmp_path / "plot.svg")
+    cells = [
+        got(policy, 300.0 * speed, place=Asked(RECORDED, fleet, "", speed))
+        for policy in (OURS, "dynamo")
+        for fleet, speed in (("8b", 1.0), ("8b", 3.0), ("4p4d", 1.0), ("4p4d", 5.0))
+    ]
+    write_plot(cells, tmp_path / "plot.svg")
+    made = ET.parse(tmp_path / "plot.svg")
+    curves = [each.get("points") for each in made.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert len(curves) == 2 * len(POLICIES)
+    assert sum(bool(points) for points in curves) == 4
