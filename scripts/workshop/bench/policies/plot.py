@@ -42,7 +42,7 @@ def write_plot(cells: Iterable[Got], path: pathlib.Path) -> None:
         f"<title>Mean time to the first token against the load</title>\n"
         f'<rect width="{width}" height="{height}" fill="#fff"/>\n'
         + "".join(panels)
-        + _legend(width)
+        + _legend([policy for policy in POLICIES if any(got.asked.policy == policy for got in found)], width)
         + "</svg>\n",
         "utf-8",
     )
@@ -77,6 +77,8 @@ def _panel(title: str, cells: Sequence[Got], y_axis: Axis, x: float) -> str:
     )
     for number, policy in reversed(list(enumerate(POLICIES))):
         marks = sorted((got.asked.speed, got.ttft_ms) for got in cells if got.asked.policy == policy)
+        if not marks:
+            continue
         places = [
             (_x(speed, most), BOTTOM - (BOTTOM - TOP) * y_axis.share(ttft_ms)) for speed, ttft_ms in marks
         ]
@@ -97,15 +99,16 @@ def _x(speed: float, most: float) -> float:
     return LEFT + 12 + (RIGHT - LEFT - 24) * (speed - 1) / max(most - 1, 1e-9)
 
 
-def _legend(width: float) -> str:
-    step = (width - LEGEND_LEFT) / len(POLICIES)
+def _legend(policies: Sequence[str], width: float) -> str:
+    step = (width - LEGEND_LEFT) / len(policies)
     parts = []
-    for number, policy in enumerate(POLICIES):
-        at, y = LEGEND_LEFT + step * number, HEIGHT + LEGEND / 2
+    for place, policy in enumerate(policies):
+        number = POLICIES.index(policy)
+        at, y = LEGEND_LEFT + step * place, HEIGHT + LEGEND / 2
         parts.append(
-            f'<path d="M{at} {y}h30" stroke="{COLOURS[number]}" stroke-width="2" '
+            f'<path d="M{at:.1f} {y}h30" stroke="{COLOURS[number]}" stroke-width="2" '
             f'stroke-dasharray="{DASHES[number % len(DASHES)]}"/>'
-            f'<path d="{MARKERS[number]}" transform="translate({at + 15} {y})" fill="{COLOURS[number]}"/>'
-            f'<text x="{at + 35}" y="{y + 4}">{policy}</text>'
+            f'<path d="{MARKERS[number]}" transform="translate({at + 15:.1f} {y})" fill="{COLOURS[number]}"/>'
+            f'<text x="{at + 35:.1f}" y="{y + 4}">{policy}</text>'
         )
     return "\n".join([*parts, ""])
