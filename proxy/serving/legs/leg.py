@@ -4,8 +4,10 @@ is made.
 
 import enum
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -281,7 +283,8 @@ class Legs:
         that streams begin (`LegBegan`), which are then followed to their ends; None if nobody wants to know.
         """
         self._tell_streams = tell_streams
-        self._counted_at: dict[str, float] = {}
+        self._counted_at: WeakKeyDictionary[Instance, float] = WeakKeyDictionary()
+        """When a stream of an instance was counted last."""
         self._clock = clock
         self._wall_clock = wall_clock
         self._fleet = fleet
@@ -336,9 +339,11 @@ class Legs:
         now, chosen, request = self._clock(), leg.chosen, call.request
         prompt_tokens = question.prompt_tokens or question.estimated_tokens
         known = question.prompt is not None and not request.whole
-        counts = request.sequences == 1 and now - self._counted_at.get(chosen.instance, -1e9) >= COUNT_EVERY_S
-        if counts:
-            self._counted_at[chosen.instance] = now
+        counts = False
+        if (instance := leg.instance) is not None and request.sequences == 1:
+            counts = now - self._counted_at.get(instance, -math.inf) >= COUNT_EVERY_S
+            if counts:
+                self._counted_at[instance] = now
         leg.stream = Streaming(now, prompt_tokens, counts=counts)
         tell(
             LegBegan(
