@@ -226,11 +226,14 @@ class Lanes:
             self._tell_no_prefill(turn)
             if self._limits.when_no_prefill is WhenNoPrefill.DECODE:
                 question = msgspec.structs.replace(question, whole=True)
-                decision = msgspec.structs.replace(self._decide(turn, question), bypass=Bypass.NO_PREFILL)
+                decision = self._decide(turn, question).served_whole(Bypass.NO_PREFILL)
                 turn.lack = lack_of(question, decision)
         elif turn.lack.missing:
             self._check_served(question)
-        return _Place(question, decision) if decision.admissible else None
+        if not decision.admissible:
+            return None
+        self._check_in_time(turn, decision)
+        return _Place(question, decision)
 
     def _check_in_time(self, turn: Turn, decision: Decision) -> None:
         """Raise if the first token is predicted far later than it is wanted; a retry is not refused."""

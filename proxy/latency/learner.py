@@ -156,20 +156,26 @@ class LatencyLearner:
     def _leg_began(self, leg: LegBegan) -> None:
         if not self._is_there(leg.instance):
             return
-        model, instance, rank = self._model, leg.instance, leg.rank
+        instance, rank = leg.instance, leg.rank
         streams = self._streams_of(instance, rank)
         step_ms = streams.step_ms = self._step_ms(instance, streams)
         streams.passes(leg.at, step_ms)
         if leg.pulled_from is None:
             prompt = Leg(leg.began_at, leg.at, leg.uncached, leg.prompt_tokens)
             self._prefilled(instance, rank, prompt, streams)
-        elif leg.in_turn and leg.uncached is not None and leg.at >= streams.transfers_at:
-            ms = (leg.at - leg.began_at) * 1000
-            if streams.computed_until <= leg.began_at and not self._waiting.get(instance):
-                streams.transfers_at = leg.at + TRANSFER_EVERY_S
-                taken_ms = max(ms - step_ms, MIN_SHARE * ms)
-                model.transferred(leg.pulled_from, instance, leg.uncached, taken_ms)
+        else:
+            self._fetched(leg, leg.pulled_from, streams)
         streams.began(leg.at, leg.prompt_tokens, step_ms)
+
+    def _fetched(self, leg: LegBegan, pulled_from: str, streams: Streams) -> None:
+        """A leg has fetched its prompt: learn how long that took, where it can be told."""
+        if leg.in_turn and leg.uncached is not None and leg.at >= streams.transfers_at:
+            ms = (leg.at - leg.began_at) * 1000
+            if streams.computed_until <= leg.began_at and not self._waiting.get(leg.instance):
+                streams.transfers_at = leg.at + TRANSFER_EVERY_S
+                taken_ms = max(ms - streams.step_ms, MIN_SHARE * ms)
+                self._model.transferred(pulled_from, leg.instance, leg.uncached, taken_ms)
+        self._model.spoke(pulled_from, leg.instance)
 
     def _prefilled(self, instance: str, rank: int, leg: Leg, streams: Streams) -> None:
         model = self._model
@@ -207,8 +213,7 @@ class LatencyLearner:
             if decoding_ms >= MIN_SHARE * ms:
                 mean_ms = decoding_ms / (generated - 1)
                 self._model.stepped(leg.instance, beside.sequences, beside.context_tokens, mean_ms)
-        known = ms / step_ms if generated is None else generated
-        streams.ended(at, leg.prompt_tokens or 0, known, step_ms)
+        streams.ended(at, leg.prompt_tokens or 0, first_token_at, step_ms)
 
 
 def _prefill(leg: LegEnded) -> Leg:

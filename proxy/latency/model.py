@@ -53,6 +53,9 @@ WAITED_STEPS = 0.5
 CUT_WEIGHT = 0.1
 """What a time teaches that was cut where legs may have shared a step: its tokens are off by an eighth."""
 
+MIN_PREDICTED_MS = 1e-3
+"""No step takes less, whatever was fitted: what was generated in a time is counted in steps."""
+
 MAX_LINE_UPS = 32
 """So many lists of instances are kept with their places."""
 
@@ -234,7 +237,7 @@ class LatencyModel:
         """A decode step for so many sequences, with so many tokens of context together."""
         place = self._step.places.get(instance, self._step.stranger)
         s0, s1, s2 = place.pool.formula
-        return place.member.factor * (s0 + s1 * sequences + s2 * context_tokens)
+        return max(place.member.factor * (s0 + s1 * sequences + s2 * context_tokens), MIN_PREDICTED_MS)
 
     def step_ms_of(
         self, instances: Sequence[str], sequences: Sequence[float], context_tokens: Sequence[float]
@@ -244,7 +247,7 @@ class LatencyModel:
         places = self._places(self._step, instances)
         for place, count, tokens in zip(places, sequences, context_tokens, strict=True):
             s0, s1, s2 = place.pool.formula
-            found.append(place.member.factor * (s0 + s1 * count + s2 * tokens))
+            found.append(max(place.member.factor * (s0 + s1 * count + s2 * tokens), MIN_PREDICTED_MS))
         return found
 
     def price_ms(
@@ -332,6 +335,11 @@ class LatencyModel:
             return True
         self._transfer.join((prefill, decode), name)
         return self._transfer.learn((prefill, decode), (1.0, tokens), ms)
+
+    def spoke(self, prefill: str, decode: str) -> None:
+        """A pair has handed blocks over, in a time that teaches nothing: their hands are shaken."""
+        if prefill in self._pools and decode in self._pools:
+            self._met.setdefault(prefill, set()).add(decode)
 
     def stepped(self, instance: str, sequences: float, context_tokens: float, ms: float) -> bool:
         """A decode step took so long, or some did on average, with so much in it; whether it was believed."""

@@ -69,6 +69,7 @@ class Streams:
 
     __slots__ = (
         "_began_with",
+        "_each",
         "_foreign",
         "_grown",
         "_now",
@@ -91,6 +92,8 @@ class Streams:
         """The contexts with which ours began."""
         self._grown = 0.0
         """By how much these are longer by now."""
+        self._each = Sums()
+        """Of what a stream was believed to generate; the other is not used."""
         self._sums = Sums()
         """Of streams and of their contexts, times seconds."""
         self._prefill = Sums()
@@ -133,12 +136,15 @@ class Streams:
             self._since = at
         self._began_with += context_tokens
 
-    def ended(self, at: float, context_tokens: int, generated: float, step_ms: float) -> None:
-        """A stream that began with such a context has ended after so many tokens."""
+    def ended(self, at: float, context_tokens: int, first_token_at: float, step_ms: float) -> None:
+        """A stream has ended that began then with such a context. By as much as it was believed to grow all
+        are shorter.
+        """
         self.passes(at, step_ms)
         self._ours -= 1
         self._began_with -= context_tokens
-        self._grown = max(self._grown - generated, 0.0) if self._ours else 0.0
+        grown = self._each.until(at)[0] - self._each.until(first_token_at)[0]
+        self._grown = max(self._grown - grown, 0.0) if self._ours else 0.0
 
     def foreign(self, at: float, sequences: int, step_ms: float) -> None:
         """So many streams of others run there from now on."""
@@ -151,7 +157,9 @@ class Streams:
         seconds = 0.0 if self._now is None else at - self._now
         if seconds > 0 or self._now is None:
             contexts = self.context_tokens
-            self._grown += self._ours * seconds * 1000 / step_ms
+            each = seconds * 1000 / step_ms
+            self._each.add(at, each, 0.0)
+            self._grown += self._ours * each
             halfway = (contexts + self.context_tokens) / 2
             self._sums.add(at, (self._ours + self._foreign) * seconds, halfway * seconds)
             self._now = at

@@ -73,6 +73,11 @@ class Decision(msgspec.Struct, frozen=True):
     account: Mapping[str, object] | None = None
     """What it was made of, in plain values (`account.py`); None unless it is to be logged."""
 
+    def served_whole(self, why: Bypass) -> "Decision":
+        """The same of a request that is not split, for a reason that is not the policy's."""
+        account = None if self.account is None else {**self.account, "bypass": why}
+        return msgspec.structs.replace(self, bypass=why, account=account)
+
     @property
     def admissible(self) -> bool:
         """Whether there is an instance for each leg."""

@@ -85,26 +85,34 @@ class Outlook:
             return Ahead(wait_ms, streams, context, 0.0)
         if now - gauges.at > MAX_GAUGES_AGE_S:
             return Ahead(wait_ms, streams, context, 0.0)
+        theirs_tokens = told.foreign * self._usual_context_tokens
         kv_use = gauges.kv_use
-        if told.context_tokens > 0:
-            kv_use = min(kv_use * context / told.context_tokens, 1.0)
+        if (then := told.context_tokens + theirs_tokens) > 0:
+            kv_use = min(kv_use * (context + theirs_tokens) / then, 1.0)
         theirs_ms = told.waiting * self._usual_work_ms - 1000 * (now - gauges.at)
         return Ahead(
             wait_ms + theirs_ms if theirs_ms > 0 else wait_ms,
             streams + told.foreign,
-            context + told.foreign * self._usual_context_tokens,
+            context + theirs_tokens,
             kv_use,
         )
 
-    def claimed(self, candidate: Candidate, uncached_tokens: float, prompt_tokens: float) -> float:
+    def forget(self, instance: str) -> None:
+        """An instance has lost its cache or left: what its engine told says nothing any more."""
+        for at in [at for at in self._told if at[0] == instance]:
+            del self._told[at]
+
+    def claimed(
+        self, candidate: Candidate, uncached_tokens: float, prompt_tokens: float, *, generates: bool
+    ) -> float:
         """A request was let in, and its prompt goes to a candidate: how long it is computed there, in
         milliseconds, with the steps of the answers that are generated meanwhile.
 
-        What others send is supposed to be like it.
+        `generates`: whether the same leg generates the answer. What others send is supposed to be like it.
         """
         latency, instance = self.latency, candidate.instance
         work_ms = latency.prefill_ms(instance, uncached_tokens, prompt_tokens)
-        if candidate.serves_all and candidate.sequences:
+        if generates and candidate.sequences:
             step_ms = latency.step_ms(instance, candidate.sequences, candidate.context_tokens)
             work_ms += latency.steps(uncached_tokens) * step_ms
         self._claims += 1

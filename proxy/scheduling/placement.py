@@ -54,8 +54,8 @@ UNLEARNT_LOGGED_EVERY_S = 60.0
 """How often it is logged at most that a policy failed to learn: it may fail at every request."""
 
 MOST_PAIRS = 1024
-"""Of more pairs all are not looked at for one request: that would take more than some 5 ms of the event
-loop."""
+"""Of more pairs all are not looked at for the log, or for when a first token is wanted: that would take more
+than some 5 ms of the event loop."""
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,9 @@ class Placement:
         if question.goal is not None:
             view.left_ms = self._left_ms(question.goal)
         prefill, decode, pairs = self._chooser.choose(view, self._rng)
-        if view.alone and is_bypass(prefill.chosen, decode.chosen):
+        if not is_bypass(prefill.chosen, decode.chosen):
+            bypass = None
+        elif view.alone:
             bypass = Bypass.POLICY
         if not view.complete and question.prompt is None:
             prefill, decode = self._followed(prefill), self._followed(decode)
@@ -322,11 +324,11 @@ class Placement:
         timing = None
         if (outlook := self._outlook) is not None:
             work_ms = 0.0
+            generates = phase is Phase.DECODE
             if prefill:
-                work_ms = outlook.claimed(
-                    candidate, prefill, question.length_tokens or question.estimated_tokens
-                )
-            timing = Timing(self._clock, work_ms)
+                length = question.length_tokens or question.estimated_tokens
+                work_ms = outlook.claimed(candidate, prefill, length, generates=generates)
+            timing = Timing(self._clock, work_ms, told=question.streams or not generates)
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight, prefill, timing)
 
     def terms(self, question: Question, pair: Pair) -> Terms | None:
@@ -418,6 +420,8 @@ class Placement:
     def forget(self, address: str) -> None:
         """Drop what was predicted for an instance that lost its cache or left."""
         self._predicted.forget(address)
+        if self._outlook is not None:
+            self._outlook.forget(address)
         self._teach(CacheLost(address))
         if self._fleet.get(address) is None:
             self._accuracy.forget(address)

@@ -34,6 +34,8 @@ class Question(msgspec.Struct, frozen=True):
     session: str | None = None
     """The session that it belongs to (`request/sessions.py`); None if it names none, or if the policy does
     not read it."""
+    streams: bool = True
+    """Whether its answer streams, so that a first token is seen."""
     goal: Goal | None = None
     """When its client wants the first token; None if it does not say."""
 

@@ -201,8 +201,6 @@ def _fetching(
 
 def _best(side: Side, prices: Sequence[float], places: Sequence[int]) -> Sequence[int]:
     """Those of the lowest prices, the lowest first; of equal ones those that were picked longest ago."""
-    if len(places) <= SHORTLIST:
-        return places
     picks = side.last_pick
     ranked = sorted([(prices[place], picks[place], place) for place in places])
     return [place for _, _, place in ranked[:SHORTLIST]]

@@ -381,6 +381,7 @@ class Director:
             limited_by=limited_by,
             generated_tokens=generated_tokens(request, limit, room, expected),
             session=session,
+            streams=request.stream,
             goal=goal,
         )
 

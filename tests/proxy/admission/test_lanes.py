@@ -374,6 +374,14 @@ def test_what_would_come_far_later_than_it_is_wanted_is_refused_if_so_configured
         assert scene.book.refusals == ({"late": 1} if factor else {})
 
 
+def test_a_request_that_a_decode_instance_serves_for_want_of_prefill_is_refused_as_well() -> None:
+    scene = Scene(
+        LeastMs(), bypass_tokens=0, refuse_late=2.0, when_no_prefill=WhenNoPrefill.DECODE, max_decode_tokens=0
+    )
+    scene.instance(Role.PREFILL).drain()
+    assert scene.offer("b", 10, goal=Goal(1, 0.001)) == ["b: late"]
+
+
 def test_a_retry_is_not_refused_however_late() -> None:
     scene, ticket = Scene(LeastMs(), bypass_tokens=0, refuse_late=1.0), Ticket()
     assert scene.offer("a", 10, ticket=ticket) == ["a"]

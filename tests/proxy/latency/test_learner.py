@@ -2,9 +2,10 @@
 
 import random
 
+import msgspec
 import pytest
 
-from proxy.happenings import InstanceRemoved, LegEnded, QueueLeft
+from proxy.happenings import InstanceRemoved, LegBegan, LegEnded, QueueLeft
 from proxy.latency.fits import PoolName
 from proxy.latency.learner import LatencyLearner
 from proxy.latency.model import LatencyModel
@@ -45,6 +46,23 @@ def test_prefill_is_learned_from_legs_that_were_served() -> None:
         consumer.hear(ended(each.at, each.ended_at, each.uncached, prompt, outcome=outcome))
     mean, _ = grid_error(lambda u, n: model.prefill_ms("p", u, n), truth)
     assert mean < 0.05
+
+
+def test_a_pair_that_has_handed_over_shakes_hands_no_more_whether_or_not_it_was_timed() -> None:
+    profile = msgspec.structs.replace(PROFILES[UNKNOWN], handshake=200.0)
+    model = LatencyModel(profile)
+    consumer = LatencyLearner(model, {"p": PREFILL, "d": PoolName("decode", "m")}.get)
+    assert consumer.joined("p")
+    assert model.handshake_ms("p", "d") == 200
+    consumer.hear(LegBegan("d", 0, 1.0, 1.1, 900, 900, "p", in_turn=False))
+    assert model.handshake_ms("p", "d") == 0
+
+
+def test_streams_are_followed_where_a_step_was_fitted_to_take_nothing() -> None:
+    profile = msgspec.structs.replace(PROFILES[UNKNOWN], s0=1e-300, s1=0.0, s2=0.0)
+    consumer = LatencyLearner(LatencyModel(profile), {"d": PREFILL}.get)
+    for at in (1.0, 2.0, 3.0):
+        consumer.hear(LegBegan("d", 0, at, at + 0.5, 900, 900))
 
 
 def test_what_the_engine_counted_is_believed_rather_than_the_decision() -> None:

@@ -23,20 +23,29 @@ def test_a_stream_counts_from_its_first_token_to_its_end() -> None:
     assert streams.between(1.0, 3.0).sequences == pytest.approx(1)
     assert streams.between(1.0, 3.0).context_tokens == pytest.approx(600)  # 500 that become 700
     assert streams.between(0.0, 2.0).sequences == pytest.approx(0.5)
-    streams.ended(4.0, 500, 300, STEP_MS)
+    streams.ended(4.0, 500, 1.0, STEP_MS)
     streams.passes(8.0, STEP_MS)
     assert streams.between(0.0, 8.0).sequences == pytest.approx(3 / 8)
     assert (streams.sequences, streams.context_tokens) == (0, 0)
 
 
-def test_the_context_is_right_again_once_a_stream_has_ended_that_grew_faster_than_believed() -> None:
+def test_a_stream_that_ends_takes_its_own_growth_with_it() -> None:
     streams = Streams()
-    for context in (1000, 2000):
-        streams.began(0.0, context, STEP_MS)
-    streams.ended(10.0, 1000, 1000, STEP_MS)
-    assert streams.context_tokens == pytest.approx(3000)  # 2000, and as long as the other
-    streams.ended(12.0, 2000, 9000, STEP_MS)
+    streams.began(0.0, 1000, STEP_MS)
+    streams.began(4.0, 2000, STEP_MS)
+    streams.ended(10.0, 1000, 0.0, STEP_MS)
+    assert streams.context_tokens == pytest.approx(2600)
+    streams.ended(12.0, 2000, 4.0, STEP_MS)
     assert streams.context_tokens == 0
+
+
+def test_contexts_do_not_drift_on_a_rank_that_is_never_idle() -> None:
+    streams = Streams()
+    for second in range(5000):
+        streams.began(float(second), 1000, STEP_MS)
+        if second >= 3:
+            streams.ended(second + 0.5, 1000, second - 3.0, STEP_MS)
+    assert streams.context_tokens == pytest.approx(3 * 1000 + 50 + 150 + 250, abs=1)
 
 
 def test_streams_of_others_count_with_contexts_like_ours() -> None:

@@ -282,6 +282,41 @@ def test_an_instance_whose_cache_is_nearly_full_gets_nothing_while_others_have_r
     assert scene.place(PROMPT)[1] == "d2:1"
 
 
+def test_a_cache_that_others_fill_is_as_full_with_a_little_more_of_ours() -> None:
+    scene = Scene(Role.BOTH)
+    work = scene.instance("b0:1").load.on(Phase.DECODE, 0).work
+    question = Question("m", Prompt(PROMPT), 2000)
+
+    def kv_use() -> float:
+        return scene.placement.decide(question).decode.candidates[0].candidate.kv_use
+
+    scene.place(None)  # tells what a request usually is
+    work.streams_from(50, scene.now)
+    scene.instance("b0:1").told_gauges(Gauges(scene.now, 22, 0, 0.4, own=2))
+    assert kv_use() == pytest.approx(0.4)
+    work.streams_from(1000, scene.now)
+    assert 0.4 < kv_use() < 0.42
+    scene.instance("b0:1").told_gauges(Gauges(scene.now, 20, 0, 0.4, own=0))
+    assert kv_use() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("streams", "left"), [(True, 9), (False, 5)])
+def test_a_prompt_whose_first_token_nobody_sees_counts_until_it_should_be_computed(
+    streams: bool, left: int
+) -> None:
+    scene = Scene(Role.BOTH)
+    question = Question("m", Prompt(PROMPT), 2000, streams=streams)
+    chosen = scene.placement.decide(question).decode.chosen
+    assert chosen is not None
+    work = scene.instance("b0:1").load.on(Phase.DECODE, 0).work
+    each_ms = scene.placement.latency.prefill_ms("b0:1", 2000, 2000)
+    for _ in range(10):
+        scene.placement.claim(chosen, Phase.DECODE, question, computes=True)
+    scene.now += 5 * each_ms / 1000
+    # Of ten that stream the first has not shown a token: it may be done any moment, and no other has begun.
+    assert work.wait_ms(scene.now) == pytest.approx(each_ms * left)
+
+
 def test_a_claim_adds_what_is_predicted_and_takes_it_away_again() -> None:
     scene = Scene(Role.PREFILL, Role.DECODE)
     question = Question("m", Prompt(PROMPT), 2000)
