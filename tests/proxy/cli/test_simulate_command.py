@@ -8,7 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
@@ -268,6 +268,15 @@ class Interrupted:
         return [0.0] * len(candidates)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, as in a terminal: what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("cut", "code"), [("Interrupted", 130), ("Fails", 2)])
 def test_runs_that_are_finished_are_told_whatever_ends_the_command(
     cut: str, code: int, trace: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
@@ -289,6 +298,7 @@ def test_runs_that_are_finished_are_told_whatever_ends_the_command(
     assert "2 of 3 runs" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_end_before_any_run_is_finished_writes_nothing(
     trace: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
