@@ -93,7 +93,7 @@ class RequestEnded(Happening, frozen=True):
     ttft_ms: float | None = None
     """The same as it came; of a stream alone, where a time was predicted or the decision is logged."""
     prefill_ms: float | None = None
-    """What its last prefill leg took that was answered; None if it had none."""
+    """What the prefill leg of its last attempt took; None if none was answered."""
     account: Mapping[str, object] | None = None
     """What its last decision was made of, for the decision log; None if that does not want it."""
 

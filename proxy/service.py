@@ -27,6 +27,7 @@ from proxy.config import AllowedInstances, Config, Rules, WhenNoPrefill
 from proxy.connectors import Connector, load_connector
 from proxy.descriptors import Descriptors, open_descriptors
 from proxy.doctor import Doctor
+from proxy.errors import ConfigError
 from proxy.fleet import Fleet
 from proxy.happenings import Answered, Consumer, Tell
 from proxy.latency.fits import PoolName
@@ -442,6 +443,8 @@ def _decision_log(config: Config, tell: Tell) -> DecisionLog | None:
         return None
     flag = "--decision-log"
     path = file_named(flag, wanted.decision_log)
+    if wanted.record is not None and path.resolve() == file_named("--record", wanted.record).resolve():
+        raise ConfigError(f"{flag} {wanted.decision_log}: --record writes there, name another file")
     files = RecordFiles(path, wanted.decision_log_mb << 20, wanted.decision_log_files, flag=flag)
     files.check()
     return DecisionLog(files, tell)

@@ -26,7 +26,7 @@ SERVED = "served"
 """The outcome of a leg that did what it was sent for."""
 
 UNTOUCHED = frozenset({"connect", "full", "not_here", "refused"})
-"""The outcomes of legs on which no engine worked."""
+"""The outcomes of legs on which no engine worked, if they brought no first token."""
 
 MIN_TOKENS = 8
 """A stream of fewer shows its engine's step too badly: its first and last tokens are off by jitter."""
@@ -189,7 +189,8 @@ class LatencyLearner:
             streams.computed(leg.began_at, leg.ended_at, ms)
 
     def _leg_ended(self, leg: LegEnded) -> None:
-        if leg.outcome in UNTOUCHED or not self._is_there(leg.instance):
+        untouched = leg.first_token_at is None and leg.outcome in UNTOUCHED
+        if untouched or not self._is_there(leg.instance):
             return
         instance, rank = leg.instance, leg.rank
         if leg.phase is Phase.PREFILL:

@@ -363,7 +363,9 @@ class LatencyModel:
             step=_kind_state(self._step, lambda instance: (instance, "")),
             transfer=_kind_state(self._transfer, lambda pair: pair),
             handshakes=[*self._handshakes],
-            met=[(prefill, decode) for prefill, met in self._met.items() for decode in sorted(met)],
+            met=[(prefill, decode) for prefill, met in self._met.items() for decode in sorted(met)][
+                -MAX_PAIRS:
+            ],
         )
         plain: dict[str, Any] = msgspec.to_builtins(state)
         return plain

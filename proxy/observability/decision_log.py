@@ -1,7 +1,7 @@
 """Each logged decision becomes a line, once its request has ended: what it was made of, and what came of it.
 
-No line has a prompt, a key, a session, or anything else that a client has written but the request id. Nobody
-waits for it (`line_writer`).
+No line has a prompt, a key, a session, or anything else that a client has written but the request id and the
+name of a model. Nobody waits for it (`line_writer`).
 """
 
 import random

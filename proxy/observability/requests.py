@@ -107,7 +107,7 @@ REQUESTS = (
     ),
     counter(
         "ttft_goals",
-        "Streams with a goal for their first token (`X-Kvproxy-TTFT-Ms`), by whether it came in time.",
+        "Streams with a goal (`X-Kvproxy-TTFT-Ms`) that brought a first token, by whether it came in time.",
         GoalEnded,
         "outcome",
         starts_with=GOALS,

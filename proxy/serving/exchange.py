@@ -64,7 +64,7 @@ class Trace(msgspec.Struct):
     placed: "Foreseen | None" = None
     """Of the attempt that began last; None if none did, or if nobody wants to know."""
     prefill_s: float | None = None
-    """What the last prefill leg took that was answered."""
+    """What the prefill leg of that attempt took; None if none was answered."""
 
 
 class Foreseen(msgspec.Struct, frozen=True):

@@ -141,6 +141,12 @@ def test_a_place_that_will_not_do_is_refused_at_the_start(tmp_path: pathlib.Path
             assemble(Config(model="tiny", recordings=recordings))
 
 
+def test_a_recording_and_the_log_are_two_files(tmp_path: pathlib.Path) -> None:
+    recordings = Recordings(record=tmp_path / "t.jsonl", decision_log=tmp_path / "." / "t")
+    with pytest.raises(ConfigError, match=r"--decision-log .*--record writes there"):
+        assemble(Config(model="tiny", recordings=recordings))
+
+
 async def test_of_too_many_pairs_only_the_chosen_one_is_looked_at(
     file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,15 @@ def test_streams_are_followed_where_a_step_was_fitted_to_take_nothing() -> None:
         consumer.hear(LegBegan("d", 0, at, at + 0.5, 900, 900))
 
 
+def test_a_stream_that_ends_with_the_clients_own_error_runs_no_more() -> None:
+    consumer = LatencyLearner(LatencyModel(PROFILES[UNKNOWN]), {"d": PREFILL}.get)
+    for at in (1.0, 2.0, 3.0):
+        consumer.hear(LegBegan("d", 0, at, at + 0.5, 900, 900))
+        end = ended(at, at + 0.7, 900, 900, outcome="refused", phase=Phase.DECODE)
+        consumer.hear(msgspec.structs.replace(end, instance="d", first_token_at=at + 0.5))
+    assert consumer._streams["d"][0].sequences == 0
+
+
 def test_what_the_engine_counted_is_believed_rather_than_the_decision() -> None:
     counted, predicted = learner("p"), learner("p")
     for index in range(20):
