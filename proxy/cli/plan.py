@@ -161,13 +161,15 @@ def _tell(planner: Planner, out: pathlib.Path | None, *, finished: bool) -> None
     plan = planner.plan(finished=finished)
     if not plan.trials:
         return
-    if out is not None:
-        figures = msgspec.json.format(msgspec.json.encode(plan), indent=1)
-        write_files(out, {PLAN: figures, REPORT: page_of(plan).encode()})
-    print(as_table(plan))
-    if not finished:
-        print("The search was ended before its time: this is what was known then.")
-    print("\n".join(advice(plan)))
+    try:
+        if out is not None:
+            figures = msgspec.json.format(msgspec.json.encode(plan), indent=1)
+            write_files(out, {PLAN: figures, REPORT: page_of(plan).encode()})
+    finally:  # what was found is told also if the disk is full
+        print(as_table(plan))
+        if not finished:
+            print("The search was ended before its time: this is what was known then.")
+        print("\n".join(advice(plan)))
 
 
 class _Shown:

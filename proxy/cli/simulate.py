@@ -157,14 +157,16 @@ def _tell(given: argparse.Namespace, comparison: Comparison) -> None:
     _Shown.wipe()
     if not cells:
         return
-    if given.out is not None:
-        figures = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
-        write_files(given.out, {FIGURES: figures, REPORT: page_of(comparison).encode()})
-    print(as_table(cells))
-    if unserved := sum(cell.figures.refused + cell.figures.failed for cell in cells):
-        print(f"{unserved} requests were not served: see `refused` and `failed` in {FIGURES} (--out)")
-    if len(cells) < comparison.runs:
-        print(f"{comparison.runs - len(cells)} of {comparison.runs} runs were not finished")
+    try:
+        if given.out is not None:
+            figures = msgspec.json.format(msgspec.json.encode(comparison), indent=1)
+            write_files(given.out, {FIGURES: figures, REPORT: page_of(comparison).encode()})
+    finally:  # what was found is told also if the disk is full
+        print(as_table(cells))
+        if unserved := sum(cell.figures.refused + cell.figures.failed for cell in cells):
+            print(f"{unserved} requests were not served: see `refused` and `failed` in {FIGURES} (--out)")
+        if len(cells) < comparison.runs:
+            print(f"{comparison.runs - len(cells)} of {comparison.runs} runs were not finished")
 
 
 def workload_of(given: argparse.Namespace) -> Workload:

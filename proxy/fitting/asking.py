@@ -10,7 +10,6 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,14 +17,14 @@ import msgspec
 from proxy.doctor import asking, prompts
 from proxy.doctor.asking import ask
 from proxy.doctor.prompts import WORDS
-from proxy.errors import LegBrokenError
+from proxy.errors import LegBrokenError, LegError
 from proxy.fitting.seen import Prompted, Spent, Stepped
 from proxy.fitting.sizes import STREAMED, Alone, Room, Together
 from proxy.headers import REQUEST_ID
 from proxy.request.dialects import COMPLETIONS
 from proxy.serving.ports import Answer, Client
 from proxy.tokenizing.comparison import ask_tokens
-from proxy.upstream.engine_api.about import VERSION
+from proxy.upstream.engine_api.about import VERSION, asleep
 from proxy.upstream.engine_api.asking import Asker
 from proxy.upstream.engine_api.metrics import METRICS, lines_of, read_capacities
 from proxy.upstream.engine_api.models import MODELS
@@ -75,6 +74,8 @@ class Asking:
         card = next((card for card in cards.value if card.id == self._model and not card.parent), None)
         if card is None:
             raise LegBrokenError(address, f"it does not serve {self._model}")
+        if await asleep(self._engines, address, ASK_S):
+            raise LegBrokenError(address, "it sleeps (/wake_up wakes it)")
         page = await self._page(address)
         counted = asking.read_counted(await ask(self._engines, address, METRICS.path, ASK_S)).value
         blocks = min(read_capacities(page).values(), default=None)
@@ -159,22 +160,30 @@ class Asking:
     async def together(self, address: str, told: Told, probe: Together) -> Stepped | None:
         """Streams at the same time; None if the engine did not let them run together. Raises LegError."""
         streams = [_Stream() for _ in range(probe.sequences)]
-        async with AsyncExitStack() as stack:
-            group = await stack.enter_async_context(asyncio.TaskGroup())
-            for stream in streams:
-                ids = self.tokens(told, probe.context)
-                self._count(len(ids), STREAMED)
-                group.create_task(self._stream(address, ids, stream), name=f"probe of {address}")
+        failed: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for stream in streams:
+                    ids = self.tokens(told, probe.context)
+                    self._count(len(ids), STREAMED)
+                    group.create_task(self._stream(address, ids, stream), name=f"probe of {address}")
+        except* LegError as failures:
+            failed = failures.exceptions[0]
+        if failed is not None:
+            raise failed
         return _stepped(address, probe, streams)
 
     async def _stream(self, address: str, ids: list[int], stream: "_Stream") -> None:
         body = prompts.completion(self._model, ids) | _STREAMED
         headers = [(REQUEST_ID, _name())]
-        async with asyncio.timeout(PROBE_S):
-            with await self._client.post(
-                address, COMPLETIONS.path, msgspec.json.encode(body), headers
-            ) as answer:  # type: ignore[attr-defined]  # the client's answers are closed so
-                await stream.read(answer)
+        try:
+            async with asyncio.timeout(PROBE_S):
+                with await self._client.post(
+                    address, COMPLETIONS.path, msgspec.json.encode(body), headers
+                ) as answer:  # type: ignore[attr-defined]  # the client's answers are closed so
+                    await stream.read(answer)
+        except TimeoutError:
+            raise LegBrokenError(address, f"a stream took longer than {PROBE_S:g} s") from None
 
     def _count(self, prompt_tokens: int, generated_tokens: int) -> None:
         self._spent.requests += 1

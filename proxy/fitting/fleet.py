@@ -133,6 +133,8 @@ class Prober:
         for number, spec in enumerate(specs):
             address, told = spec.address, self.told[spec.address]
             probes = sizes.alone(told.room)
+            if not await self._free(address):
+                continue
             await self._asking.alone(address, told, sizes.Alone(sizes.SHORTEST))  # the first one is slower
             for probe in sizes.fewer(probes) if number else probes:
                 self._progress(f"{address}: a prompt of {probe.prompt} tokens")
@@ -180,17 +182,22 @@ class Prober:
             self.seen.left_out.append(f"transfers: legs of {self._connector.name} are not sent in turn")
             return
         hand_over = self._hand_over(specs)
-        for number, (prefill, decode) in enumerate(chosen):
+        for number, (prefill, decode) in enumerate([pair for pair in chosen if self._alike(*pair)]):
             room = min(self.told[prefill].room, self.told[decode].room, key=lambda room: room.longest)
-            sized = self.told[prefill].block_size == self.told[decode].block_size
-            if not sized:
-                self.seen.left_out.append(f"{prefill} -> {decode}, whose block sizes differ")
-                continue
             probes = sizes.handed(room)
             for probe in probes[:PAIR_FEWER] if number else probes:
                 self._progress(f"{prefill} -> {decode}: a prompt of {probe.prompt} tokens")
                 if await self._free(prefill, decode):
                     await self._handed(hand_over, prefill, decode, probe)
+
+    def _alike(self, prefill: str, decode: str) -> bool:
+        """Whether a pair has blocks of one size: a decode engine with another one may die of a hand-over."""
+        size, other = self.told[prefill].block_size, self.told[decode].block_size
+        if size is None or other is None:
+            self.seen.left_out.append(f"{prefill} -> {decode}, whose block sizes are not known")
+        elif size != other:
+            self.seen.left_out.append(f"{prefill} -> {decode}, whose block sizes differ")
+        return size is not None and size == other
 
     async def _handed(self, hand_over: HandOver, prefill: str, decode: str, probe: sizes.Handed) -> None:
         facts, told = PairFacts(prefill, decode), self.told[prefill]

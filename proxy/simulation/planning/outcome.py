@@ -112,10 +112,7 @@ def met(trial: Trial, share: float) -> bool:
 
 
 def _carries(task: Task, fleet: str, own: Sequence[Trial]) -> Carries:
-    proven = [trial for trial in own if trial.whole]
-    trials = proven if bracket_of(proven, task.share).meets is not None else own
-    if trials is own:
-        trials = [trial for trial in own if not trial.whole] or own
+    trials = [trial for trial in own if trial.whole] or own
     found = bracket_of(trials, task.share)
     known = {trial.speed: trial for trial in trials}
     beyond = known[found.misses] if found.misses is not None else None

@@ -157,7 +157,7 @@ class Planner:
         if whole:
             found = search.search(
                 lambda load: self._meets(fleet, load, whole=True), guess,
-                step=PROVING_STEP, lowest=guess / 2, highest=guess * 2,
+                step=PROVING_STEP, lowest=IDLE, highest=guess * 2,
             )  # fmt: skip
         else:
             found = search.search(lambda load: self._meets(fleet, load), guess, lowest=IDLE)

@@ -180,7 +180,8 @@ def _limit(first: int, following: int, unserved: int, generating: Sequence[Use])
         return None
     if unserved > max(first, following):
         return Limit.REFUSED
-    if any(use.preemptions for use in generating) or any(map(_often_full, generating)):
+    preempted = sum(use.preemptions for use in generating)
+    if preempted > OFTEN * (first + following) or any(map(_often_full, generating)):
         return Limit.MEMORY
     return Limit.DECODE if following > first else Limit.PREFILL
 

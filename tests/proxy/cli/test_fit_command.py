@@ -9,11 +9,14 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
+from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from proxy.cli.fit import fit
 from proxy.cli.flags.reading import FitOptions
 from proxy.cli.main import main
 from proxy.config import Config, parse_instance
+from proxy.errors import LegError
 from proxy.fitting.fleet import BusyError
 from proxy.latency.profiles import load_profile, read_profile
 from proxy.phases import Role
@@ -82,6 +85,29 @@ async def test_engines_that_others_use_are_left_alone(tmp_path: pathlib.Path) ->
         with pytest.raises(BusyError, match=r"has 1 requests of others: .* or give --anyway"):
             await fit(config_of((engine, Role.BOTH)), options_for(tmp_path / "profile.toml"))
         writer.close()
+
+
+async def test_a_stream_that_fails_ends_the_fit_with_its_reason(tmp_path: pathlib.Path) -> None:
+    @web.middleware
+    async def refuses_streams(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.method == "POST" and b'"stream":true' in await request.read():
+            return web.Response(status=503, text="not now")
+        return await handler(request)
+
+    out = tmp_path / "profile.toml"
+    async with StandIn(ENGINE, before=[refuses_streams]) as engine:
+        with pytest.raises(LegError, match="503"):
+            await fit(config_of((engine, Role.BOTH)), options_for(out))
+        assert _idle(await asyncio.to_thread(_page, engine.url))
+    assert not out.exists()
+
+
+async def test_an_engine_that_sleeps_is_left_asleep(tmp_path: pathlib.Path) -> None:
+    async with StandIn(ENGINE) as engine:
+        asleep = urllib.request.Request(f"{engine.url}/sleep?level=1", method="POST")
+        await asyncio.to_thread(lambda: urllib.request.urlopen(asleep, timeout=10).close())
+        with pytest.raises(LegError, match="it sleeps"):
+            await fit(config_of((engine, Role.BOTH)), options_for(tmp_path / "profile.toml"))
 
 
 async def test_ctrl_c_ends_probes_and_gives_back_what_is_held(tmp_path: pathlib.Path) -> None:

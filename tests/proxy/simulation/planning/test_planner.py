@@ -52,6 +52,23 @@ def test_the_best_was_seen_with_all_of_the_traffic(plan: Plan) -> None:
     assert sum(t.whole for t in plan.trials) < len(plan.trials) / 2
 
 
+def test_what_a_sample_promised_and_all_of_the_traffic_disproved_is_not_recommended(plan: Plan) -> None:
+    (one, *_), (other, *_) = ([t for t in plan.trials if t.fleet == fleet] for fleet in ("1p2d", "2p1d"))
+    change = msgspec.structs.replace
+    trials = [
+        change(one, speed=2.0, whole=False, good=1.0, left=False),
+        change(one, speed=2.0, whole=True, good=0.5),
+        change(one, speed=0.1, whole=True, good=0.5),
+        change(other, speed=1.0, whole=False, good=1.0, left=False),
+    ]
+    found = plan_of(plan.task, ["1p2d", "2p1d"], trials, finished=True)
+    assert found.take == "2p1d"
+    assert [(split.meets, split.misses, split.whole) for split in found.splits] == [
+        (None, 0.1, True),
+        (1.0, None, False),
+    ]
+
+
 def test_a_run_says_what_the_simulator_says(workload: Workload, plan: Plan) -> None:
     best = next(split for split in plan.splits if split.fleet == plan.take)
     assert best.meets is not None
