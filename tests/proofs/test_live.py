@@ -103,6 +103,7 @@ def cell(
     cached: int = 10,
     error: str = "",
     predicted_ms: float | None = None,
+    predicts: bool | None = None,
     whole_ms: float = 9000,
 ) -> v.Cell:
     """One request of 100 tokens, of which simulated time finds 10 cached."""
@@ -114,7 +115,9 @@ def cell(
         for ttft in simulated_ms
     ]
     simulated = Simulated(figures, [Record(0.0, 100, 2)])
-    return v.Cell(fleet, policy, simulated, v.Live([seen], 0.0, [predicted_ms], [None]))
+    live = v.Live([seen], 0.0, [predicted_ms], [None])
+    predicts = predicted_ms is not None if predicts is None else predicts
+    return v.Cell(fleet, policy, simulated, live, predicts)
 
 
 def found(*cells: v.Cell) -> list[str]:
@@ -150,7 +153,8 @@ def test_the_better_policy_is_the_one_that_was_predicted() -> None:
 def test_predictions_are_judged_by_their_median() -> None:
     assert found(cell("a", 100, [100], predicted_ms=109)) == []
     assert found(cell("a", 100, [100], predicted_ms=89)) == [v.PREDICTED]
-    assert v.PREDICTED not in v.judge([cell("a", 100, [100])], 0.1), "nothing was predicted"
+    assert v.PREDICTED not in v.judge([cell("a", 100, [100])], 0.1), "nothing was to be predicted"
+    assert found(cell("a", 100, [100], predicts=True)) == [v.PREDICTED], "nothing was"
 
 
 async def test_clients_tell_what_they_got_and_wait_for_whom_they_follow() -> None:

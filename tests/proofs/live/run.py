@@ -35,7 +35,7 @@ EVENT_DELAY_S = 0.005
 """Of simulated time: about what ZeroMQ and kvproxy's slices take."""
 REST_S = 120.0
 FLEETS = ("4b", "2p2d")
-POLICIES = ("round_robin", "least_load", "cache_affinity")
+POLICIES = ("round_robin", "cache_affinity", "least_ms")
 PROFILE = "dynamo-replay"
 TOLERANCE = 0.1
 _READY_S = 60.0
@@ -106,7 +106,8 @@ def run(options: Options, tell: Tell = lambda _: None) -> Run:
                 seeds=options.seeds,
             )
             live = _live(options, options.profile, fleet, policy, made.scaled, tell)
-            made.cells.append(Cell(fleet, policy, simulated, live))
+            predicts = reads_latency(named_policy(policy))
+            made.cells.append(Cell(fleet, policy, simulated, live, predicts))
     return made
 
 

@@ -20,6 +20,9 @@ REUSE = "reuse is as simulated"
 ORDER = "the better policy is the one that was predicted"
 PREDICTED = "what kvproxy predicts is what clients see"
 
+MIN_PREDICTED = 0.95
+"""Of the requests of a policy that predicts so many have to have a prediction."""
+
 
 @dataclass(frozen=True)
 class Live:
@@ -72,6 +75,8 @@ class Cell:
     policy: str
     simulated: Simulated
     live: Live
+    predicts: bool = False
+    """Whether its policy is to predict."""
 
     @property
     def name(self) -> str:
@@ -142,9 +147,12 @@ def check_order(cells: Sequence[Cell], tolerance: float) -> list[str]:
 
 
 def check_predicted(cell: Cell, most: float) -> list[str]:
-    """Of a policy that predicts: the median error, whatever its sign."""
-    if not (errors := [abs(error) for error in cell.live.errors]):
+    """Of a policy that predicts: how many predictions there are, and their median error, of either sign."""
+    if not cell.predicts:
         return []
+    errors, there = [abs(error) for error in cell.live.errors], len(served(cell.live.seen))
+    if len(errors) < MIN_PREDICTED * there or not errors:
+        return [f"{cell.name}: {len(errors)} predictions of {there} requests"]
     if (median := statistics.median(errors)) <= most:
         return []
     return [f"{cell.name}: the median error of {len(errors)} predictions is {median:.1%}"]
@@ -158,6 +166,6 @@ def judge(cells: Sequence[Cell], tolerance: float) -> Mapping[str, list[str]]:
         REUSE: [words for cell in cells for words in check_reuse(cell, tolerance)],
         ORDER: check_order(cells, tolerance),
     }
-    if any(cell.live.errors for cell in cells):
+    if any(cell.predicts for cell in cells):
         found[PREDICTED] = [words for cell in cells for words in check_predicted(cell, tolerance)]
     return found
