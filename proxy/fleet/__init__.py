@@ -5,6 +5,7 @@
     claims      a leg that is counted on an instance, from its decision until its end
     load        what the claims on one instance add up to
     work        how long all that is predicted to take
+    adapters    which LoRA adapters they are for, and how long another one waits for a slot
     circuit     the health of one instance, as checks and legs show it
     fullness    how many legs an engine has room for, as far as it has said
     gauges      what an engine has told of all that runs there

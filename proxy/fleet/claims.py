@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from proxy.fleet.instance import Instance
-from proxy.fleet.work import Computing, Work
+from proxy.fleet.load import RankLoad
+from proxy.fleet.work import Computing
 from proxy.phases import Phase
 
 
@@ -20,24 +21,31 @@ class Timing(NamedTuple):
     """To compute what it computes of its prompt; 0 if it computes nothing."""
     told: bool = True
     """Whether it is seen when the prompt is computed: by a first token, or the answer of a prefill leg."""
+    adapter: str | None = None
+    """The LoRA adapter that it is for; None for the model itself."""
 
 
 class _Timed:
     """What a claim with a `Timing` has put on its rank."""
 
-    __slots__ = ("_answer", "_clock", "_computing", "_work")
+    __slots__ = ("_adapter", "_answer", "_clock", "_computing", "_load", "_work")
 
-    def __init__(self, work: Work, phase: Phase, prompt_tokens: int, timing: Timing) -> None:
+    def __init__(self, load: RankLoad, phase: Phase, prompt_tokens: int, timing: Timing) -> None:
         now = timing.clock()
-        self._work = work
+        self._load = load
+        self._work = work = load.work
         self._clock = timing.clock
         self._computing: Computing | None = None
         if timing.work_ms > 0:
             self._computing = work.computes(timing.work_ms, now, told=timing.told)
         self._answer: tuple[int, float] | None = None
+        self._adapter: tuple[str, float] | None = None
         if phase is Phase.DECODE:
             self._answer = prompt_tokens, now
             work.streams_from(prompt_tokens, now)
+            if timing.adapter is not None:
+                self._adapter = timing.adapter, now
+                load.adapters.begin(timing.adapter)
 
     def computed(self) -> None:
         computing, self._computing = self._computing, None
@@ -63,6 +71,9 @@ class _Timed:
             self._computing = None
         if self._answer is not None:
             self._work.streams_no_more(*self._answer)
+        if self._adapter is not None:
+            adapter, began = self._adapter
+            self._load.adapters.end(adapter, self._clock() - began)
 
 
 class Claim:
@@ -109,7 +120,7 @@ class Claim:
         instance.load.count(phase, rank, 1, tokens, self.weight_tokens, prefill_tokens)
         self._timed: _Timed | None = None
         if timing is not None:
-            self._timed = _Timed(instance.load.on(phase, rank).work, phase, tokens, timing)
+            self._timed = _Timed(instance.load.on(phase, rank), phase, tokens, timing)
 
     def computed(self) -> None:
         """The prompt is computed: what the leg does from now on is no work of prefill. A second call does

@@ -22,6 +22,10 @@ class Gauges(msgspec.Struct, frozen=True):
     own: int
     """Legs of this process that were there at any moment of the question: at least as many as the engine can
     have counted."""
+    adapter_slots: int = 0
+    """How many LoRA adapters it computes for at once; 0 if it does not tell."""
+    adapters: frozenset[str] = frozenset()
+    """The adapters that requests there were for (`vllm:lora_requests_info`)."""
 
     @property
     def requests(self) -> int:

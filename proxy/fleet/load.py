@@ -1,5 +1,6 @@
 """The load of an instance is exactly what its running claims add up to."""
 
+from proxy.fleet.adapters import AdapterLegs
 from proxy.fleet.work import Work
 from proxy.phases import Phase, Role
 
@@ -8,6 +9,7 @@ class RankLoad:
     """What runs on one rank for legs of a phase; on an instance that does both, for those of both."""
 
     __slots__ = (
+        "adapters",
         "changes",
         "decode_tokens",
         "last_pick",
@@ -35,6 +37,8 @@ class RankLoad:
         """The number of its latest pick, as the fleet counts picks; 0 for never."""
         self.work = Work()
         """How long all that is predicted to take; nothing for claims without `Timing`."""
+        self.adapters = AdapterLegs()
+        """The legs that generate answers for adapters, as above."""
 
 
 class Load:

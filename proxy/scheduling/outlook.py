@@ -97,6 +97,17 @@ class Outlook:
             kv_use,
         )
 
+    def slot_ms(self, rank: Rank, adapter: str, now: float) -> float:
+        """How long a leg that generates for an adapter waits until the engine has a slot for it; 0 if the
+        engine has not told how many it has.
+        """
+        gauges = rank.instance.gauges
+        if gauges is None or not gauges.adapter_slots:
+            return 0.0
+        strangers = gauges.foreign and now - gauges.at <= MAX_GAUGES_AGE_S
+        others = gauges.adapters if strangers else ()
+        return rank.load.adapters.wait_ms(adapter, gauges.adapter_slots, others)
+
     def forget(self, instance: str) -> None:
         """An instance has lost its cache or left: what its engine told says nothing any more."""
         for at in [at for at in self._told if at[0] == instance]:

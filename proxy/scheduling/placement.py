@@ -328,7 +328,8 @@ class Placement:
             if prefill:
                 length = question.length_tokens or question.estimated_tokens
                 work_ms = outlook.claimed(candidate, prefill, length, generates=generates)
-            timing = Timing(self._clock, work_ms, told=question.streams or not generates)
+            adapter = question.model if self._fleet.is_adapter(question.model) else None
+            timing = Timing(self._clock, work_ms, question.streams or not generates, adapter)
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight, prefill, timing)
 
     def terms(self, question: Question, pair: Pair) -> Terms | None:

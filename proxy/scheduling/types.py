@@ -85,8 +85,9 @@ class Candidate(msgspec.Struct, frozen=True):
     decode_tokens: int = 0
     """The contexts of those of these legs that generate answers, or are about to: their prompts' tokens."""
     wait_ms: float = 0.0
-    """How long until these prompts are computed, as it is predicted now; 0, as all below, unless the policy
-    says that it reads it (`reads_latency`)."""
+    """How long until these prompts are computed, as it is predicted now, and until there is a slot for the
+    adapter that the answer is for; 0, as all below, unless the policy says that it reads it
+    (`reads_latency`)."""
     sequences: float = 0.0
     """How many answers are generated there, or are about to be, those that others sent included as far as
     its engine tells of them."""

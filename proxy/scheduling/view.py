@@ -70,6 +70,8 @@ class _Look(NamedTuple):
     """Cached tokens of the prompt in the main tier by the index, by instance and rank."""
     slower: Mapping[tuple[str, int], Mapping[str, int]]
     """Tokens behind those that only slower tiers have, by instance and rank, then by tier."""
+    adapter: str | None
+    """The LoRA adapter that it is for, if the wait for one counts."""
 
 
 class Seen(NamedTuple):
@@ -197,17 +199,26 @@ class Viewer:
                 uncached[place] -= tokens
         of, now = outlook.of, look.now
         ahead = [of(rank, now) for rank in ranks]
+        wait_ms = [each[0] for each in ahead]
+        if look.adapter is not None:
+            wait_ms = [each + self._slot_ms(rank, look) for each, rank in zip(wait_ms, ranks, strict=True)]
         return Side(
             [rank.address for rank in ranks],
             uncached,
             (),
-            [each[0] for each in ahead],
+            wait_ms,
             [each[1] for each in ahead],
             [each[2] for each in ahead],
             [each[3] for each in ahead],
             [rank.serves_all for rank in ranks],
             [rank.load.last_pick for rank in ranks],
         )
+
+    def _slot_ms(self, rank: Rank, look: _Look) -> float:
+        """How long its answer waits for a slot of its adapter there; no prefill leg waits long for one."""
+        if look.adapter is None or self._outlook is None or rank.limited is not Phase.DECODE:
+            return 0.0
+        return self._outlook.slot_ms(rank, look.adapter, look.now)
 
     def _reused(self, ranks: Sequence[Rank], prompt: Prompt, look: _Look) -> Iterator[tuple[int, int]]:
         """As the second of `_reuse`, of those places where that is not nothing."""
@@ -284,15 +295,17 @@ class Viewer:
 
     def _look(self, question: Question, now: float, constraints: Constraints) -> _Look:
         prompt = question.prompt
+        wanted, length = wanted_tokens(question), question.length_tokens
+        adapter = None
+        if self._outlook is not None and self._fleet.is_adapter(question.model):
+            adapter = question.model
         if prompt is None:
-            return _Look(question, constraints, now, wanted_tokens(question), question.length_tokens, {}, {})
+            return _Look(question, constraints, now, wanted, length, {}, {}, adapter)
         cached = self._index.match_tier(prompt, MAIN_TIER)
         slower: Mapping[tuple[str, int], Mapping[str, int]] = {}
         if self._tier_costs and not question.whole:
             slower = self._index.match_slower(prompt, tuple(self._tier_costs), MAIN_TIER)
-        return _Look(
-            question, constraints, now, wanted_tokens(question), question.length_tokens, cached, slower
-        )
+        return _Look(question, constraints, now, wanted, length, cached, slower, adapter)
 
     # -- all candidates -----------------------------------------------------------------------------------
 
@@ -418,7 +431,7 @@ class Viewer:
             running_legs=load.legs,
             prefill_tokens=load.prefill_tokens,
             decode_tokens=load.decode_tokens,
-            wait_ms=ahead.wait_ms,
+            wait_ms=ahead.wait_ms + self._slot_ms(rank, look),
             sequences=ahead.sequences,
             context_tokens=ahead.context_tokens,
             kv_use=ahead.kv_use,

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     cache("--max-model-len", type=int, default=8192)
     cache("--max-num-batched-tokens", type=int, default=2048)
     cache("--max-num-seqs", type=int, default=256)
+    cache("--max-loras", type=int, default=1, help="adapters in one batch")
     cache("--max-num-queued-reqs", type=int, help="unfinished requests; one more is refused with 503")
     cache(
         "--max-num-queued-tokens", type=int, help="tokens being prefilled; at so many all is refused with 503"
@@ -145,6 +146,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         max_model_len=args.max_model_len,
         max_batched_tokens=args.max_num_batched_tokens,
         max_sequences=args.max_num_seqs,
+        max_loras=args.max_loras,
         max_queued_requests=args.max_num_queued_reqs,
         max_queued_tokens=args.max_num_queued_tokens,
         profile=args.profile,

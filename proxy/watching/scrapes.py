@@ -69,6 +69,8 @@ class Scrapes:
         if self._fleet.get(address) is not instance or instance.status is not Status.UP:
             return
         own += legs.all_legs - sent_before
-        gauges = Gauges(self._clock(), busy.running, busy.waiting, busy.kv_use, own)
+        gauges = Gauges(
+            self._clock(), busy.running, busy.waiting, busy.kv_use, own, busy.adapter_slots, busy.adapters
+        )
         instance.told_gauges(gauges)
         self._told(address, gauges)

@@ -1,5 +1,8 @@
-"""Adapters come and go while an engine runs; what is refused is refused in vLLM's words."""
+"""Adapters come and go while an engine runs, and share its batch as far as it has slots for them; what is
+refused is refused in vLLM's words.
+"""
 
+import asyncio
 import json
 import pathlib
 from collections.abc import AsyncIterator
@@ -7,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from scripts.workshop.live.waiting import wait_until
 from tests.contract.asking import Engine
 from tests.contract.prompts import ids
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+LONG = 1900  # tokens that take longer than a test
 
 
 async def post(engine: Engine, path: str, **body: Any) -> tuple[int, Any]:
@@ -48,6 +53,40 @@ async def test_one_that_is_loaded_serves_until_it_is_unloaded(engine: Engine, pa
     assert gone == (200, "Success: LoRA adapter 'beta' removed successfully.")
     assert set(await listed(engine)) == {"tiny", "alpha"}
     assert (await engine.ask(ids(20, "no beta", model="beta"))).status == 404
+
+
+async def test_one_batch_has_one_adapter(engine: Engine, path: str) -> None:
+    """A request for another adapter waits until the batch has none, whoever comes meanwhile; `max_lora` says
+    how many there may be.
+    """
+    await post(engine, LOAD, lora_name="beta", lora_path=path)
+    ended: list[str] = []
+
+    async def served(model: str) -> None:
+        assert (await engine.served(ids(20, f"behind: {model}", model=model))).status == 200
+        ended.append(model)
+
+    ahead = ids(20, "ahead", LONG, model="alpha")
+    async with asyncio.TaskGroup() as group, engine.streaming(ahead) as answer:
+        assert await answer.content.readline()
+        group.create_task(served("beta"))
+        await wait_until(lambda: adapters(engine, "waiting_lora_adapters", "beta"), 20, "beta waits")
+        assert await adapters(engine, "running_lora_adapters", "alpha")
+        await served("tiny")
+        await served("alpha")
+        assert ended == ["tiny", "alpha"]
+    assert ended == ["tiny", "alpha", "beta"]
+
+
+async def adapters(engine: Engine, label: str, names: str) -> bool:
+    """Whether a label of the adapters that its metrics told of last is this."""
+    lines = [
+        (float(line.rpartition(" ")[2]), line)
+        for line in (await engine.metrics()).text.splitlines()
+        if line.startswith("vllm:lora_requests_info{")
+    ]
+    _, last = max(lines, default=(0.0, ""))
+    return f'{label}="{names}"' in last and 'max_lora="1"' in last
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import pytest
 
 from proxy.config import Health, Security
 from proxy.edge.routes.adapters import overall_status
+from proxy.scheduling.policies import LeastMs
 from proxy.simulation import StandIn
 from proxy.simulation.live.faults import Fault
 from proxy.tuning import Tuning
-from tests.helpers.service import ADMIN_KEY, Answer, Pair, Service, ask, fleet
+from tests.helpers.service import ADMIN_KEY, UNHURRIED, Answer, Pair, Service, ask, fleet, wait_until
 
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 UPDATES = {"lora_updates": True}
@@ -166,3 +167,23 @@ async def test_with_an_admin_port_adapters_are_loaded_there_alone(tmp_path: path
 )
 def test_the_status_is_that_of_all_engines_if_they_agree(statuses: list[int | None], status: int) -> None:
     assert overall_status(statuses) == status
+
+
+async def test_no_answer_waits_behind_those_of_another_adapter() -> None:
+    """While one adapter generates on an instance with one slot, requests for the other go elsewhere."""
+    engines = UNHURRIED | {"loras": ("alpha", "beta")}
+    async with fleet(0, 0, 2, policy=LeastMs(), stand_in=engines, scrape_s=0.05) as pair:
+
+        def know_their_slots() -> bool:
+            return all(each.gauges and each.gauges.adapter_slots == 1 for each in pair.service.fleet)
+
+        await wait_until(know_their_slots, "how many adapters the engines serve at once")
+        long = {"model": "alpha", "prompt": "a long one", "max_tokens": 2000, "stream": True}
+        async with pair.service.session.post(
+            f"{pair.service.url}/v1/completions", json=long | {"ignore_eos": True}
+        ) as stream:
+            assert await stream.content.readline()
+            for number in range(4):
+                answer = await pair.service.complete(f"another {number}", model="beta")
+                assert (answer.status, answer.json["model"]) == (200, "beta")
+            assert not stream.content.at_eof()

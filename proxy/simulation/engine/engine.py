@@ -52,7 +52,10 @@ class EngineModel:
         )
         self.memory = Memory(shape.block_size)
         self.scheduler: Scheduler[Request] = Scheduler(
-            self.cache, max_batched_tokens=shape.max_batched_tokens, max_sequences=shape.max_sequences
+            self.cache,
+            max_batched_tokens=shape.max_batched_tokens,
+            max_sequences=shape.max_sequences,
+            max_loras=shape.max_loras,
         )
         self.holds: Holds[Request] = Holds(shape.lease_s)
         self.stats = Stats()

@@ -91,6 +91,8 @@ class Work(Protocol):
 
     id: str
     status: Status
+    lora: str | None
+    """The adapter that it is for; None for the model itself."""
     pull: Any
     """What its blocks are to be pulled by; None if they are computed here, or once the transfer is under
     way."""

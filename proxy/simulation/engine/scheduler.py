@@ -3,7 +3,8 @@
 Continuous batching with chunked prefill: each step gives every running request the tokens it lacks while
 the budget lasts, then admits waiting requests in order of arrival. A request is admitted only if its whole
 prompt fits; what it generates may not, and then the youngest running request loses all its blocks and
-starts over from the head of the queue - usually to find most of them still cached.
+starts over from the head of the queue - usually to find most of them still cached. A batch has at most
+`max_loras` adapters: requests for another one wait, and those behind them are admitted before.
 """
 
 from collections import deque
@@ -53,8 +54,11 @@ class Paused(StrEnum):
 class Scheduler(Generic[W]):
     """Decides which tokens the next step computes. Holds every unfinished request."""
 
-    def __init__(self, cache: KvCache[W], *, max_batched_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, cache: KvCache[W], *, max_batched_tokens: int, max_sequences: int, max_loras: int = 1
+    ) -> None:
         self._cache = cache
+        self._max_loras = max_loras
         self._max_batched_tokens = max_batched_tokens
         self._max_sequences = max_sequences
         self._waiting: deque[W] = deque()
@@ -172,22 +176,31 @@ class Scheduler(Generic[W]):
 
     def _admit(self, plan: Plan[W], budget: int, now_s: float) -> bool:
         """Returns whether nobody more could be admitted for want of room, or nobody waits."""
+        loras = {r.lora for r in self.running if r.lora is not None}
         for request in [r for r in self._pulling if r.status is Status.WAITING]:
             if not budget or len(self.running) >= self._max_sequences:
                 return budget > 0
+            if not self._has_slot(request, loras):
+                continue
             count = min(request.length - request.computed, budget)
             if not self._cache.grow(request, request.computed + count):
                 return True
             self._pulling.remove(request)
             self._run(plan, request, count, now_s)
             budget -= count
-        while not self.paused and self._waiting and budget and len(self.running) < self._max_sequences:
-            request = self._waiting[0]
+        at = 0
+        while not self.paused and at < len(self._waiting) and budget:
+            if len(self.running) >= self._max_sequences:
+                break
+            request = self._waiting[at]
+            if not self._has_slot(request, loras):
+                at += 1
+                continue
             hits = self._cache.lookup(request)
             needed = self._cache.missing(request, request.length, hits)
             if needed > self._cache.pool.free_blocks - (self._reserved() if request.pull else 0):
                 return True
-            self._waiting.popleft()
+            del self._waiting[at]
             self._cache.admit(request, hits)
             plan.admitted.append(request)
             request.computed = len(hits) * self._cache.block_size
@@ -207,6 +220,15 @@ class Scheduler(Generic[W]):
             self._run(plan, request, count, now_s)
             budget -= count
         return budget > 0 and not self.paused
+
+    def _has_slot(self, request: W, loras: set[str]) -> bool:
+        """Whether the batch may have the request's adapter; then it counts among `loras`."""
+        if request.lora is None or request.lora in loras:
+            return True
+        if len(loras) >= self._max_loras:
+            return False
+        loras.add(request.lora)
+        return True
 
     def _run(self, plan: Plan[W], request: W, count: int, now_s: float) -> None:
         request.status = Status.RUNNING

@@ -25,6 +25,8 @@ class EngineShape:
     max_model_len: int = 8192
     max_batched_tokens: int = 2048
     max_sequences: int = 256
+    max_loras: int = 1
+    """The most adapters in one batch."""
     lease_s: float = 30.0
     connector: bool = True
     """Whether a KV connector is configured; without one `kv_transfer_params` mean nothing."""

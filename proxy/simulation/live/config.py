@@ -34,6 +34,8 @@ class StandInConfig:
     max_model_len: int = 8192
     max_batched_tokens: int = 2048
     max_sequences: int = 256
+    max_loras: int = 1
+    """The most adapters in one batch, as --max-loras."""
     max_queued_requests: int | None = None
     """The most unfinished requests of all ranks, as --max-num-queued-reqs; None: any number."""
     max_queued_tokens: int | None = None
@@ -125,6 +127,7 @@ class StandInConfig:
             max_model_len=self.max_model_len,
             max_batched_tokens=self.max_batched_tokens,
             max_sequences=self.max_sequences,
+            max_loras=self.max_loras,
             lease_s=self.lease_s,
             connector=self.connector,
             recompute=self.recompute,

@@ -4,6 +4,7 @@ Names and labels are vLLM's, for those figures that a router reads. Only distrib
 as they happen.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.simulation.engine.engine import EngineModel
+from proxy.simulation.engine.request import Status
 from proxy.simulation.engine.values import Output
 
 _MILLISECONDS = (
@@ -122,8 +124,11 @@ _ROWS = (
 class _Models(Collector):
     """What the models count."""
 
-    def __init__(self, models: Sequence[EngineModel]) -> None:
+    def __init__(self, models: Sequence[EngineModel], *, loras: bool) -> None:
         self._models = models
+        self._loras = loras
+        self._seen_loras: dict[tuple[str, str], float] = {}
+        """Which adapters ran, and which waited, as of each time it was asked: when that was so last."""
 
     def collect(self) -> Iterator[Metric]:
         for row in _ROWS:
@@ -138,6 +143,26 @@ class _Models(Collector):
                     family.add_sample(sample, dict(sorted((labels | more).items())), number)
             yield family
         yield self._cache_config()
+        if self._loras:
+            yield self._lora_requests()
+
+    def _lora_requests(self) -> Metric:
+        """What was so once stays on the page, as in vLLM; the value tells when it was."""
+        running: dict[str, None] = {}
+        waiting: dict[str, None] = {}
+        for request in (request for model in self._models for request in model.scheduler):
+            if request.lora is not None:
+                (running if request.status is Status.RUNNING else waiting)[request.lora] = None
+        self._seen_loras[",".join(running), ",".join(waiting)] = time.time()
+        family = Metric("vllm:lora_requests_info", "Running stats on lora requests.", "gauge")
+        for (runs, waits), seen in self._seen_loras.items():
+            labels = {
+                "max_lora": str(self._models[0].shape.max_loras),
+                "running_lora_adapters": runs,
+                "waiting_lora_adapters": waits,
+            }
+            family.add_sample(family.name, labels, seen)
+        return family
 
     def _cache_config(self) -> Metric:
         family = Metric("vllm:cache_config_info", "The cache's configuration.", "gauge")
@@ -156,9 +181,10 @@ class _Models(Collector):
 class EngineMetrics:
     """The registry of one stand-in."""
 
-    def __init__(self, models: Sequence[EngineModel]) -> None:
+    def __init__(self, models: Sequence[EngineModel], *, loras: bool = False) -> None:
+        """`loras`: whether it can serve adapters."""
         self._registry = CollectorRegistry()
-        self._registry.register(_Models(models))
+        self._registry.register(_Models(models, loras=loras))
         name = models[0].shape.model
 
         def distribution(metric: str, text: str, buckets: Sequence[float]) -> list[Histogram]:

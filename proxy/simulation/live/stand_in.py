@@ -291,7 +291,7 @@ class StandIn:
         shape = config.shape()
         voice = Voice(self.tokenizer.words(), END, config.eos_every)
         models = [EngineModel(shape, voice, str(uuid.uuid4())) for _ in range(config.ranks)]
-        self.metrics = EngineMetrics(models)
+        self.metrics = EngineMetrics(models, loras=bool(config.loras) or config.lora_updates)
         self._client = SideChannelClient(config.side_timeout_s)
         self.ranks = []
         for number, model in enumerate(models):

@@ -25,6 +25,7 @@ class Job:
         "last_token_s",
         "length",
         "local_hit",
+        "lora",
         "output_tokens",
         "preemptions",
         "prompt_tokens",
@@ -64,6 +65,7 @@ class Job:
         # As `Work`:
         self.length = prompt_tokens
         self.status = Status.WAITING
+        self.lora: str | None = None
         self.pull: Any = pull
         self.reads_cache = True
         self.full_report = False

@@ -8,6 +8,7 @@ import enum
 import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -105,6 +106,8 @@ def read_depth(page: str) -> Depth:
 _RUNNING = b"\nvllm:num_requests_running{"
 _WAITING = b"\nvllm:num_requests_waiting{"
 _KV_USE = b"\nvllm:kv_cache_usage_perc{"
+_ADAPTERS = b"\nvllm:lora_requests_info{"
+_ADAPTER_LABEL = re.compile(rb'[{,](max_lora|running_lora_adapters|waiting_lora_adapters)="([^"\\]{0,4096})"')
 
 MAX_VALUE_CHARS = 32
 MAX_COUNT = 1e9
@@ -120,6 +123,10 @@ class Busy(NamedTuple):
     """Requests in its queue."""
     kv_use: float
     """The share of its KV blocks in use; of several ranks the highest. 0 if it does not tell."""
+    adapter_slots: int = 0
+    """How many LoRA adapters a batch may have; 0 if it does not tell, as before its first request."""
+    adapters: frozenset[str] = frozenset()
+    """The adapters that requests run or wait for."""
 
 
 def read_busy(page: bytes) -> Busy:
@@ -131,16 +138,33 @@ def read_busy(page: bytes) -> Busy:
     if not running or not waiting:
         raise UnreadableError("its /metrics does not say how many requests it runs")
     kv_use = max(_values(page, _KV_USE), default=0.0)
-    return Busy(int(sum(running)), int(sum(waiting)), min(kv_use, 1.0))
+    return Busy(int(sum(running)), int(sum(waiting)), min(kv_use, 1.0), *_adapters(page))
+
+
+def _adapters(page: bytes) -> tuple[int, frozenset[str]]:
+    """How many adapters a batch may have, and which there are. What was so once stays on the page: the latest
+    counts, whose value is the highest.
+    """
+    latest, last = b"", 0.0
+    for line in islice(_lines(page, _ADAPTERS), MAX_LINES):
+        try:
+            at = float(line.rpartition(b"} ")[2])
+        except ValueError:
+            continue
+        if at > last:
+            latest, last = line, at
+    labels = dict(_ADAPTER_LABEL.findall(latest))
+    slots = labels.get(b"max_lora", b"")
+    if not slots.isdigit():
+        return 0, frozenset()
+    names = b",".join((labels.get(b"running_lora_adapters", b""), labels.get(b"waiting_lora_adapters", b"")))
+    return int(slots), frozenset(filter(None, names.decode(errors="replace").split(",")))
 
 
 def _values(page: bytes, name: bytes) -> list[float]:
     """The finite values of a series from 0 on, of at most MAX_RANKS ranks."""
     found: list[float] = []
-    at = page.find(name)
-    while at >= 0 and len(found) < MAX_RANKS:
-        end = page.find(b"\n", at + 1)
-        line = page[at + 1 : end] if end >= 0 else page[at + 1 :]
+    for line in _lines(page, name):
         word = line.rpartition(b"} ")[2].strip()
         try:
             value = float(word) if len(word) <= MAX_VALUE_CHARS else math.nan
@@ -148,8 +172,18 @@ def _values(page: bytes, name: bytes) -> list[float]:
             value = math.nan
         if 0 <= value < MAX_COUNT:
             found.append(value)
-        at = page.find(name, end) if end >= 0 else -1
+        if len(found) == MAX_RANKS:
+            break
     return found
+
+
+def _lines(page: bytes, name: bytes) -> Iterator[bytes]:
+    """The lines of a page that begin with `name`, which begins with the end of the line before."""
+    at = page.find(name)
+    while at >= 0:
+        end = page.find(b"\n", at + 1)
+        yield page[at + 1 : end] if end >= 0 else page[at + 1 :]
+        at = page.find(name, end) if end >= 0 else -1
 
 
 BUSY: Question[Busy] = Question("/metrics", read_busy)

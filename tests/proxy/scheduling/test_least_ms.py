@@ -155,6 +155,9 @@ class Exact:
     epoch = 0
 
 
+ADAPTERS = ("alpha", "beta")
+
+
 class Scene:
     """A placement by `least_ms` over engines that nobody has observed yet."""
 
@@ -164,7 +167,7 @@ class Scene:
         for number, role in enumerate(roles):
             instance = Instance(parse_instance(f"{role.value[0]}{number}:1", role))
             self.fleet.add(instance)
-            instance.listed([ModelCard("m")], 0.0)
+            instance.listed([ModelCard("m"), *(ModelCard(each, "m") for each in ADAPTERS)], 0.0)
             instance.is_followed({0: Exact()})
             instance.came_up()
         self.placement = Placement(
@@ -186,9 +189,9 @@ class Scene:
         hashes: list[int | bytes] = [f"{address}{n}".encode() for n in range(len(tokens) // 16)]
         self.index.store(address, 0, BlockStored(hashes, None, tokens, 16, medium="GPU"))
 
-    def place(self, tokens: list[int] | None) -> tuple[str, str]:
+    def place(self, tokens: list[int] | None, model: str = "m") -> tuple[str, str]:
         """Where a request goes; its claims are made and stay."""
-        question = Question("m", None if tokens is None else Prompt(tokens), 2000)
+        question = Question(model, None if tokens is None else Prompt(tokens), 2000)
         shown = self.placement.decide(question)
         decision = self.placement.decide(question, shown=False)
         prefill, decode = decision.prefill.chosen, decision.decode.chosen
@@ -273,6 +276,35 @@ def test_what_other_routers_send_counts_as_far_as_the_engine_tells() -> None:
     for address, running, waiting in (("b0:1", 6, 4), ("b1:1", 2, 0)):
         scene.instance(address).told_gauges(Gauges(scene.now, running, waiting, 0.1, own=2))
     assert [scene.place(None)[0] for _ in range(3)] == ["b1:1"] * 3
+
+
+@pytest.mark.parametrize("roles", [(Role.BOTH, Role.BOTH), (Role.PREFILL, Role.DECODE, Role.DECODE)])
+def test_an_answer_goes_where_there_is_a_slot_for_its_adapter(roles: Sequence[Role]) -> None:
+    scene = Scene(*roles)
+    for instance in scene.fleet:
+        instance.told_gauges(Gauges(scene.now, 0, 0, 0.0, own=0, adapter_slots=1))
+    alpha, beta = scene.place(None, "alpha")[1], scene.place(None, "beta")[1]
+    assert alpha != beta
+    placed = [scene.place(None, model)[1] for model in ("alpha", "beta", "alpha", "alpha", "beta")]
+    assert placed == [alpha, beta, alpha, alpha, beta]
+    assert {scene.place(None)[1] for _ in range(4)} == {alpha, beta}  # the model itself needs no slot
+
+
+def test_adapters_go_anywhere_where_slots_are_enough_or_not_told() -> None:
+    for slots in (0, 2):
+        scene = Scene(Role.BOTH, Role.BOTH)
+        for instance in scene.fleet:
+            instance.told_gauges(Gauges(scene.now, 0, 0, 0.0, own=0, adapter_slots=slots))
+        placed = [scene.place(None, model)[1] for model in ("alpha", "alpha", "beta", "beta")]
+        assert sorted(placed[:2]) == sorted(placed[2:]) == ["b0:1", "b1:1"]
+
+
+def test_a_slot_that_another_router_has_taken_is_not_free() -> None:
+    scene = Scene(Role.BOTH, Role.BOTH)
+    taken = Gauges(scene.now, 1, 0, 0.0, own=0, adapter_slots=1, adapters=frozenset({"beta"}))
+    scene.instance("b0:1").told_gauges(taken)
+    scene.instance("b1:1").told_gauges(Gauges(scene.now, 1, 0, 0.0, own=0, adapter_slots=1))
+    assert [scene.place(None, "alpha")[1] for _ in range(3)] == ["b1:1"] * 3
 
 
 def test_an_instance_whose_cache_is_nearly_full_gets_nothing_while_others_have_room() -> None:

@@ -24,6 +24,29 @@ def test_ranks_are_summed_and_the_fullest_counts() -> None:
     assert read_busy(PAGE + rank) == Busy(6, 4, 0.75)
 
 
+LORA = b"""# TYPE vllm:lora_requests_info gauge
+vllm:lora_requests_info{max_lora="2",running_lora_adapters="",waiting_lora_adapters=""} 1.7e+09
+vllm:lora_requests_info{max_lora="2",running_lora_adapters="a,b",waiting_lora_adapters="c"} 1.8e+09
+vllm:lora_requests_info{max_lora="2",running_lora_adapters="d",waiting_lora_adapters=""} 1.75e+09
+"""
+
+
+def test_of_adapters_counts_what_the_page_told_last() -> None:
+    assert read_busy(PAGE + LORA) == Busy(3, 2, 0.25, 2, frozenset("abc"))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        LORA.replace(b'max_lora="2"', b'max_lora="many"'),
+        LORA.replace(b"e+09", b"e+zz"),
+        LORA.replace(b'max_lora="2",', b""),
+    ],
+)
+def test_what_says_nothing_of_adapters_is_no_harm(broken: bytes) -> None:
+    assert read_busy(PAGE + broken) == Busy(3, 2, 0.25)
+
+
 def test_a_page_without_the_use_of_blocks_and_without_a_last_line_end_is_read() -> None:
     assert read_busy(PAGE[: PAGE.index(b"vllm:kv")].rstrip()) == Busy(3, 2, 0.0)
 

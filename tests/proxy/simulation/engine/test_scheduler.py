@@ -64,6 +64,20 @@ def test_the_number_of_sequences_is_limited() -> None:
     assert transcript(engine) == [[("first", 1, 1)], [("second", 0, 1)]]
 
 
+def test_a_batch_has_few_adapters_and_others_are_admitted_before_those_that_wait_for_a_slot() -> None:
+    engine = model(max_loras=1)
+    engine.add(request("a", [300], max_tokens=3, lora="alpha"))
+    engine.add(request("b", [301], lora="beta"))
+    engine.add(request("none", [302]))
+    engine.add(request("a again", [303], lora="alpha"))
+    assert transcript(engine) == [
+        [("a", 0, 1), ("none", 0, 1), ("a again", 0, 1)],
+        [("a", 1, 1)],
+        [("a", 2, 1)],
+        [("b", 0, 1)],
+    ]
+
+
 def test_a_request_of_the_same_step_hits_what_is_being_computed() -> None:
     engine = model()
     engine.add(request("first", LONG))
