@@ -10,7 +10,13 @@ from aiohttp import web
 
 from proxy.config import Config
 from proxy.connectors import Connector
-from proxy.edge.access.authentication import CLIENT_KEYS, LOAD_ADAPTER, UNLOAD_ADAPTER, authenticate
+from proxy.edge.access.authentication import (
+    CLIENT_KEYS,
+    FOR_CLIENTS,
+    LOAD_ADAPTER,
+    UNLOAD_ADAPTER,
+    authenticate,
+)
 from proxy.edge.access.client_keys import ClientKeys
 from proxy.edge.access.client_salts import MIN_SECRET_BYTES, ClientSalts, read_secret
 from proxy.edge.access.cors import CorsRules
@@ -79,7 +85,9 @@ def create_app(
     app.cleanup_ctx.append(run)
     app[LOAD_KEY] = Load()
     app[SPOKEN] = tuple(dialects)
-    _add_routes(app, [*(generate.route_of(dialect, app) for dialect in dialects), *CLIENTS, *PROBES])
+    for_clients = [*(generate.route_of(dialect, app) for dialect in dialects), *CLIENTS]
+    app[FOR_CLIENTS] = frozenset(route.path for route in for_clients)
+    _add_routes(app, [*for_clients, *PROBES])
     if config.security.admin_port is None:
         _add_routes(app, OPERATORS)
     return app

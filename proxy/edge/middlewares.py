@@ -14,9 +14,11 @@ from aiohttp.typedefs import Handler
 from proxy.edge.app_keys import SERVICE
 from proxy.edge.read_body import check_framing
 from proxy.edge.visit import VISIT, Visit, visit_of
+from proxy.edge.wording import dialect_at, worded
 from proxy.errors import NotFoundError, RequestError, UnavailableError, envelope
 from proxy.happenings import Answered, RequestUnrouted
 from proxy.headers import REQUEST_ID, safe_id
+from proxy.request.dialects import Dialect
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ def _answer_to(error: BaseException, request: web.Request, visit: Visit) -> web.
         request.transport.abort()  # aiohttp would answer in HTTP/0.9, which nobody speaks
         return web.Response(status=CLIENT_LEFT_STATUS)
     if isinstance(error, RequestError):
-        return error_response(error)
+        return error_response(error, worded(error, request))
     if isinstance(error, web.HTTPException):
         return _enveloped(error, request) if error.status >= 400 else None
     if isinstance(error, ConnectionError):
@@ -137,26 +139,24 @@ def _answer_to(error: BaseException, request: web.Request, visit: Visit) -> web.
     if isinstance(error, asyncio.CancelledError):
         if not cut_by_us(request) or request.writer.output_size > 0:
             return None
-        return error_response(UnavailableError("kvproxy is shutting down", headers={"Connection": "close"}))
+        stopping = UnavailableError("kvproxy is shutting down", headers={"Connection": "close"})
+        return error_response(stopping, worded(stopping, request))
     request_id = safe_id(visit.request_id)
     log.error("%s %s failed (id %s)", request.method, _path(request), request_id, exc_info=error)
     if request.transport is not None and request.writer.output_size > 0:
         request.transport.close()  # an answer has begun already; a second one must not follow
-    return web.json_response(
-        envelope("kvproxy failed on this request; its log says why", RequestError.kind, 500), status=500
-    )
+    failed = RequestError("kvproxy failed on this request; its log says why")
+    return error_response(failed, worded(failed, request))
 
 
 def _enveloped(error: web.HTTPException, request: web.Request) -> web.Response:
-    if error.status == 404:
-        return error_response(
-            NotFoundError(f"kvproxy does not serve {request.method} {_path(request)}; see /openapi.json")
-        )
-    if isinstance(error, web.HTTPMethodNotAllowed):
+    words = None
+    if error.status == NotFoundError.status:
+        words = f"kvproxy does not serve {request.method} {_path(request)}; see /openapi.json"
+    elif isinstance(error, web.HTTPMethodNotAllowed):
         only = " and ".join(sorted(error.allowed_methods))
         words = f"kvproxy does not serve {request.method} {_path(request)}, only {only}; see /openapi.json"
-        return enveloped(error, words)
-    return enveloped(error)
+    return enveloped(error, words, dialect_at(request))
 
 
 def cut_by_us(request: web.Request) -> bool:
@@ -164,9 +164,15 @@ def cut_by_us(request: web.Request) -> bool:
     return request.app[IN_FLIGHT_KEY].cutting.is_set()
 
 
-def enveloped(error: web.HTTPException, words: str | None = None) -> web.Response:
-    """An error of aiohttp's in the one envelope; `words`: the message to give instead of its own."""
-    reply = envelope(words or error.text or error.reason, _kind(error.status), error.status)
+def enveloped(
+    error: web.HTTPException, words: str | None = None, dialect: Dialect | None = None
+) -> web.Response:
+    """An error of aiohttp's in the words of `dialect`, by default in the one envelope; `words`: the message
+    to give instead of its own.
+    """
+    ours = RequestError(words or error.text or error.reason)
+    ours.status, ours.kind = error.status, _kind(error.status)
+    reply = envelope(str(ours), ours.kind, ours.status) if dialect is None else dialect.error(ours)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     return web.json_response(reply, status=error.status, headers=headers)
 

@@ -109,9 +109,10 @@ def read_request(
 
 def _spoken(dialects: Sequence[Dialect], body: Body) -> Dialect:
     """The one dialect that the body is in. Raises BadRequestError."""
-    found = [dialect for dialect in dialects if dialect.known_by in body]
+    known = [(dialect, dialect.known_by) for dialect in dialects if dialect.known_by is not None]
+    found = [dialect for dialect, member in known if member in body]
     if len(found) != 1:
-        known_by = " or ".join(f"{dialect.known_by} ({dialect.noun})" for dialect in dialects)
+        known_by = " or ".join(f"{member} ({dialect.noun})" for dialect, member in known)
         raise BadRequestError(f"either {known_by} is needed")
     return found[0]
 

@@ -5,6 +5,7 @@ drives it.
 """
 
 import json
+import pathlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
@@ -13,9 +14,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from proxy.config import Config
-from proxy.edge.app import create_app
-from proxy.errors import BadRequestError, RequestError
+from proxy.config import Security
+from proxy.errors import BadRequestError, RequestError, UnauthorizedError
 from proxy.request.body import Body
 from proxy.request.dialects import COMPLETIONS, DIALECTS, Dialect, Failure, Shape, Usage
 from proxy.request.generation import read_request
@@ -28,7 +28,7 @@ from proxy.simulation.api.errors import ApiError
 from proxy.simulation.api.generation import Generation, Piece
 from proxy.simulation.api.validation import Checker
 from proxy.simulation.live.faults import Fault
-from tests.helpers.service import UNHURRIED, InOrder, Pair, ask, fleet, prose
+from tests.helpers.service import ADMIN_KEY, UNHURRIED, InOrder, Pair, ask, fleet, prose
 
 # -- the route ---------------------------------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ class Responses(Dialect):
     name = "responses"
     path = "/v1/responses"
     noun = "a response"
-    known_by = "input"
+    known_by: ClassVar[str | None] = "input"
     summary = "Respond to an input"
     request_schema: ClassVar[dict[str, Any]] = {
         "type": "object",
@@ -263,9 +263,68 @@ def test_a_body_is_known_by_the_member_that_no_other_dialect_has() -> None:
         read_request(dialects, b'{"input": "hi", "prompt": "hi"}', "tiny")
 
 
-def test_a_path_that_client_keys_do_not_guard_is_refused() -> None:
-    class Elsewhere(Responses):
-        path = "/responses"
+class Elsewhere(Responses):
+    """The same on a path of its own, with members that other routes have as well."""
 
-    with pytest.raises(ValueError, match="/responses: the path of a generating route begins with /v1/"):
-        create_app(Config(model="tiny"), dialects=[Elsewhere()])
+    name = "elsewhere"
+    path = "/elsewhere/responses"
+    known_by = None
+
+    def unauthorized(self) -> dict[str, Any]:
+        return self.error(UnauthorizedError("a key is needed"))
+
+
+ELSEWHERE = Elsewhere()
+
+
+async def test_a_route_may_be_anywhere_and_is_explained_by_its_path(tmp_path: pathlib.Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice sk-alice")
+    keys.chmod(0o600)
+    elsewhere = GeneratingRoute(
+        ELSEWHERE.path, parse_response, Checker.completion, "resp", ResponsesOfEngines
+    )
+    async with fleet(
+        1,
+        1,
+        stand_in={"routes": (*ROUTES, elsewhere)},
+        dialects=(*DIALECTS, ELSEWHERE),
+        security=Security(api_key_file=keys),
+    ) as pair:
+        key = {"Authorization": "Bearer sk-alice"}
+        assert text_in((await pair.service.ask(ELSEWHERE.path, body_of(prose(60)), **key)).body)
+        operator = {"X_API_Key": ADMIN_KEY}
+        explain = f"/explain?route={ELSEWHERE.path}"
+        told = await pair.service.ask(explain, body_of(prose(60)), **operator)
+        assert (told.status, told.json["why_unknown"]) == (200, None)
+        for path in ("/explain", "/explain?route=/nowhere"):
+            assert (await pair.service.ask(path, body_of("hi"), **operator)).status == 400
+        described = (await pair.service.ask("/openapi.json")).json["paths"]["/explain"]["post"]["parameters"]
+        assert [ELSEWHERE.path in each["schema"]["enum"] for each in described if each.get("name")] == [True]
+
+
+@pytest.mark.parametrize("below", ["", "/", "/below"])
+async def test_errors_on_its_path_and_below_are_in_the_routes_words(
+    tmp_path: pathlib.Path, below: str
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice sk-alice")
+    keys.chmod(0o600)
+    security = Security(api_key_file=keys)
+    async with fleet(1, 1, dialects=(*DIALECTS, ELSEWHERE), max_body_mb=1, security=security) as pair:
+        path = ELSEWHERE.path + below
+        key = {"Authorization": "Bearer sk-alice"}
+        answers = [
+            await pair.service.ask(path, **key),  # GET
+            await pair.service.ask(path, b" " * (1 << 20) + b"{}", **key),
+            await pair.service.ask(path, b"nonsense", **key),
+        ]
+        unserved = below == "/below"
+        assert [answer.status for answer in answers] == ([404] * 3 if unserved else [405, 413, 400])
+        if not unserved:
+            answers.append(await pair.service.ask(path, body_of("hi")))
+            assert answers[-1].status == 401
+        for answer in answers:
+            assert answer.json["type"] == "error"
+            assert answer.json["error"]["code"] == answer.status
+            assert answer.json["error"]["message"]

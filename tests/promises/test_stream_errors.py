@@ -15,6 +15,7 @@ from proxy.fleet import Status
 from proxy.fleet.circuit import Circuit
 from proxy.simulation import StandIn, StandInConfig
 from proxy.simulation.live.faults import Fault
+from tests.helpers.dialects import Spoken, each_dialect
 from tests.helpers.raw import send
 from tests.helpers.service import DEADLINE_S, QUICK, UNHURRIED, InOrder, Pair, ask, fleet, prose, wait_until
 
@@ -33,6 +34,12 @@ async def right(pair: Pair, path: str, body: dict[str, Any]) -> str:
         return (await ask(pair.service.session, plain.url, path, body)).text
 
 
+async def alone(pair: Pair, spoken: Spoken, body: dict[str, Any]) -> str:
+    """What an engine alone says."""
+    async with StandIn() as plain:
+        return spoken.text((await ask(pair.service.session, plain.url, spoken.path, body)).body)
+
+
 async def posted(pair: Pair, path: str, body: dict[str, Any]) -> bytes:
     """All that comes back, on a connection of its own that is cut or closed at the end."""
     data = json.dumps(body).encode()
@@ -48,31 +55,32 @@ async def nothing_is_left(pair: Pair) -> None:
     assert await pair.service.metric("kvproxy_in_flight_requests") == 0
 
 
-def legs(engine: StandIn) -> int:
-    return sum(1 for s in engine.seen if s.path in PATHS and b"kvproxy-release" not in s.body)
+def legs(engine: StandIn, *paths: str) -> int:
+    return sum(1 for s in engine.seen if s.path in (paths or PATHS) and b"kvproxy-release" not in s.body)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@each_dialect
 @pytest.mark.parametrize("stream", [False, True])
 async def test_blocks_that_died_before_they_were_fetched_are_prefilled_elsewhere(
-    path: str, stream: bool
+    spoken: Spoken, stream: bool
 ) -> None:
+    path = spoken.path
     async with fleet(prefill=2, decode=1, policy=InOrder()) as pair:
         [decode] = pair.engines.decode
         dying, other = sorted(pair.engines.prefill, key=lambda e: e.address)
-        body = body_of(path, prose(60), stream=stream)
-        expected = await right(pair, path, body)
+        body = spoken.body(prose(60), stream=stream)
+        expected = await alone(pair, spoken, body)
         decode.faults.add(Fault(kind="hang", path=path, times=1))
         asked = asyncio.get_running_loop().create_task(pair.service.ask(path, body))
-        await wait_until(lambda: legs(decode) == 1, "the decode leg")
+        await wait_until(lambda: legs(decode, path) == 1, "the decode leg")
         await dying.stop()
         decode.faults.release()
         answer = await asked
-        assert (answer.status, answer.text) == (200, expected)
+        assert (answer.status, spoken.text(answer.body)) == (200, expected)
         assert b"error" not in answer.body
-        assert answer.body.endswith(b"data: [DONE]\n\n") is stream
+        assert spoken.is_complete(answer.body) is stream
         assert decode.model.stats.failed_transfers == 1
-        assert (legs(decode), legs(other)) == (2, 1)
+        assert (legs(decode, path), legs(other, path)) == (2, 1)
         assert await pair.service.metric("kvproxy_retries_total", phase="decode", reason="status") == 1
         assert await pair.service.metric("kvproxy_holds_total", end="pulled") == 1
         assert await pair.service.metric("kvproxy_requests_total", outcome="ok") == 1

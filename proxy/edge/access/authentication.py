@@ -1,5 +1,5 @@
-"""If client keys are configured, a request under /v1 without one is refused; of one with a key only the key's
-name is passed on.
+"""If client keys are configured, a request under /v1 or on another path for clients is refused without one;
+of one with a key only the key's name is passed on.
 """
 
 from aiohttp import web
@@ -7,12 +7,18 @@ from aiohttp.typedefs import Handler
 
 from proxy.edge.access.client_keys import ClientKeys
 from proxy.edge.visit import visit_of
+from proxy.edge.wording import dialect_at
+from proxy.request.dialects import UNAUTHORIZED
 
 CLIENT_KEYS: web.AppKey[ClientKeys] = web.AppKey("client_keys", ClientKeys)
 """The client keys; missing if none are configured."""
 
-GUARDED = "/v1"
-"""The paths that need a client key, as in vLLM: probes, metrics and admin paths need none."""
+GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+"""How paths begin that need a client key, whether they are served or not, as in vLLM (`GUARDED_PREFIX` of its
+middleware): probes, metrics and admin paths need none."""
+
+FOR_CLIENTS: web.AppKey[frozenset[str]] = web.AppKey("for_clients", frozenset[str])
+"""The paths that are served for clients: all need a client key, however they begin."""
 
 LOAD_ADAPTER = "/v1/load_lora_adapter"
 UNLOAD_ADAPTER = "/v1/unload_lora_adapter"
@@ -29,9 +35,9 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     given = request.headers.getall("Authorization", [])
     name = request.app[CLIENT_KEYS].name_of(given[0]) if len(given) == 1 else None
     if name is None:
-        return web.json_response(
-            {"error": "Unauthorized"}, status=401, headers={"WWW-Authenticate": "Bearer"}
-        )
+        dialect = dialect_at(request)
+        words = UNAUTHORIZED if dialect is None else dialect.unauthorized()
+        return web.json_response(words, status=401, headers={"WWW-Authenticate": "Bearer"})
     visit = visit_of(request)
     visit.client = visit.notes["client"] = name
     return await handler(request)
@@ -41,4 +47,6 @@ def _guarded(request: web.Request) -> bool:
     """Whether a request needs a key: by the route it matched, so that no spelling of its path evades that."""
     resource = request.match_info.route.resource
     path = request.path if resource is None else resource.canonical
-    return path.startswith(GUARDED) and (resource is None or path.rstrip("/") not in _FOR_OPERATORS)
+    if path.startswith(GUARDED):
+        return resource is None or path.rstrip("/") not in _FOR_OPERATORS
+    return path.rstrip("/") in request.app.get(FOR_CLIENTS, ())

@@ -16,13 +16,15 @@ from proxy.edge.app_keys import SERVICE, SPOKEN
 from proxy.edge.middlewares import LOAD_KEY
 from proxy.edge.routes.admin import check_operator
 from proxy.edge.routes.generate import engine_headers, generation_request, goal_asked, session_named
+from proxy.edge.routes.openapi import ROUTE
 from proxy.edge.routes.salting import salted_as_asked
 from proxy.edge.shown.explanation import explanation_shown
 from proxy.edge.shown.status import RankShown, instance_shown, rank_shown, status_shown
 from proxy.edge.visit import visit_of
-from proxy.errors import UnavailableError
+from proxy.errors import BadRequestError, UnavailableError, cut
 from proxy.fleet import Instance
 from proxy.observability.page import page
+from proxy.request.dialects import Dialect
 from proxy.scheduling.lengths import longest_context
 from proxy.shown import as_builtins
 
@@ -125,12 +127,27 @@ async def status(request: web.Request) -> web.Response:
 
 
 async def explain(request: web.Request) -> web.Response:
-    """`POST /explain`: the decision for the body of any generating route; nothing is generated."""
+    """`POST /explain`: the decision for the body of any generating route; nothing is generated.
+
+    The route is that of the query's `route`, or the one whose requests alone have a member of the body's.
+    """
     check_operator(request, "it tells what other prompts have left in the caches")
     service = request.app[SERVICE]
-    generation = await generation_request(request, service, visit_of(request), request.app[SPOKEN])
+    generation = await generation_request(request, service, visit_of(request), _explained(request))
     asked = salted_as_asked(request, generation)
     session = session_named(request, service, generation)
     goal = goal_asked(request, visit_of(request))
     explained = await service.director.explain(asked, engine_headers(request, service), session, goal)
     return web.json_response(as_builtins(explanation_shown(explained)))
+
+
+def _explained(request: web.Request) -> Dialect | tuple[Dialect, ...]:
+    """The dialect whose path the query names; all if it names none. Raises BadRequestError."""
+    spoken = request.app[SPOKEN]
+    if (path := request.query.get(ROUTE)) is None:
+        return spoken
+    for dialect in spoken:
+        if dialect.path == path:
+            return dialect
+    known = ", ".join(dialect.path for dialect in spoken)
+    raise BadRequestError(f"{ROUTE} must be one of {known}, got {cut(path)}", param=ROUTE)

@@ -21,6 +21,8 @@ from proxy.request.dialects import DIALECTS, Dialect
 
 PATH = "/openapi.json"
 EXPLAIN = "/explain"
+ROUTE = "route"
+"""The part of its query that names a generating route by its path."""
 
 
 @functools.lru_cache(4)
@@ -32,7 +34,11 @@ def description(dialects: tuple[Dialect, ...] = DIALECTS) -> dict[str, Any]:
     generating = document["components"].pop("pathItems")["Generating"]
     routes = {dialect.path: _route(dialect, generating) for dialect in dialects}
     asked = document["paths"][EXPLAIN]["post"]["requestBody"]["content"]["application/json"]
-    asked["schema"] = {"oneOf": [_request(dialect, dialects) for dialect in dialects]}
+    asked["schema"] = {"oneOf": _requests(dialects)}
+    named = next(
+        each for each in document["paths"][EXPLAIN]["post"]["parameters"] if each.get("name") == ROUTE
+    )
+    named["schema"]["enum"] = [*routes]
     document["paths"] = routes | document["paths"]
     return document
 
@@ -47,6 +53,16 @@ def _route(dialect: Dialect, generating: Mapping[str, Any]) -> dict[str, Any]:
     answer["description"] = answer["description"].replace("{ending}", dialect.ending)
     answer["content"]["application/json"]["schema"] = dialect.answer_schema
     return item
+
+
+def _requests(dialects: Sequence[Dialect]) -> list[dict[str, Any]]:
+    """The schemas of requests that are of one dialect and of no other by their members, and of all others."""
+    known = [dialect for dialect in dialects if dialect.known_by is not None]
+    schemas = [_request(dialect, known) for dialect in known]
+    if len(known) < len(dialects):
+        none = {"not": {"anyOf": [{"required": [dialect.known_by]} for dialect in known]}} if known else {}
+        schemas.append({"type": "object", "description": "Of the route that `route` names."} | none)
+    return schemas
 
 
 def _request(dialect: Dialect, dialects: Sequence[Dialect]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ params), and `serving.lists` puts answers to a list of completions together.
 To add a route, write a `Dialect` and name it in DIALECTS, or give it to `create_app`.
 """
 
-from proxy.request.dialects.base import Dialect, Failure, PromptMembers, Shape, Usage
+from proxy.request.dialects.base import UNAUTHORIZED, Dialect, Failure, PromptMembers, Shape, Usage
 from proxy.request.dialects.chat import Chat
 from proxy.request.dialects.completions import Completions
 
@@ -24,6 +24,7 @@ __all__ = [
     "COMPLETIONS",
     "DIALECTS",
     "TOKENIZED",
+    "UNAUTHORIZED",
     "Chat",
     "Completions",
     "Dialect",

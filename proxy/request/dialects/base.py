@@ -10,6 +10,9 @@ from proxy.errors import EngineFailedError, RequestError, envelope
 from proxy.request.body import Body
 from proxy.request.sse import event_of
 
+UNAUTHORIZED: dict[str, Any] = {"error": "Unauthorized"}
+"""vLLM's answer to a request without a key."""
+
 
 class Shape(msgspec.Struct, frozen=True):
     """What decides how a request is served."""
@@ -66,13 +69,12 @@ class Dialect(abc.ABC):
     name: ClassVar[str]
     """The `route` of its metrics."""
     path: ClassVar[str]
-    """The HTTP path, of kvproxy and of engines alike. It MUST begin with `/v1/`, which client keys
-    protect."""
+    """The HTTP path, of kvproxy and of engines alike. Errors on paths below it are in its words, too."""
     noun: ClassVar[str]
     """The word for one request."""
-    known_by: ClassVar[str]
-    """The member that all its requests have and no other dialect's have; `/explain` finds the dialect by
-    it."""
+    known_by: ClassVar[str | None] = None
+    """The member that all its requests have and no other dialect's have: `/explain` finds the dialect by it.
+    None if there is no such member; `/explain` is then told the route."""
     summary: ClassVar[str]
     """What the route does, for `/openapi.json`."""
     request_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}
@@ -155,6 +157,10 @@ class Dialect(abc.ABC):
     def error(self, error: RequestError) -> dict[str, Any]:
         """The body of an answer that ends in `error`."""
         return envelope(str(error), error.kind, error.status, error.param)
+
+    def unauthorized(self) -> dict[str, Any]:
+        """The body of the answer to a request without one of the client keys."""
+        return UNAUTHORIZED
 
     def error_event(self, error: RequestError) -> bytes:
         """The last event of a stream that ends in `error`: its connection is cut behind it."""
