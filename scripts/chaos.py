@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prefill and decode engines fail at random under load; ends with exit code 1 unless every promise held.
 
-    .venv/bin/python scripts/chaos.py [--minutes N] [--seed N] [--clients N]
+    .venv/bin/python scripts/chaos.py [--minutes N] [--seed N] [--clients N] [--policy NAME]
 
 Stand-in engines and a real kvproxy, each a process. Clients know the right text of every answer. Engines are
 killed, restarted, frozen, slowed, sent to sleep, drained, removed and added, answer 500 before or inside
@@ -19,7 +19,7 @@ from scripts.workshop import launching
 from scripts.workshop.checkout import LOGS
 from tests.proofs.chaos.journal import Fault
 from tests.proofs.chaos.report import run_and_show
-from tests.proofs.chaos.run import Options
+from tests.proofs.chaos.run import POLICIES, Options
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def main() -> int:
     add = parser.add_argument
     add("--minutes", type=float, default=10.0, help="of faults (default: %(default)g)")
     add("--seed", type=int, help="of requests and faults (default: a random one, which is told)")
+    add("--policy", choices=POLICIES, help="of kvproxy (default: by the seed one of %(choices)s)")
     add("--clients", type=int, default=200, help="at once (default: %(default)s)")
     add("--prefill", type=int, default=4, metavar="N", help="prefill engines (default: %(default)s)")
     add("--decode", type=int, default=4, metavar="N", help="decode engines (default: %(default)s)")
@@ -39,10 +40,12 @@ def main() -> int:
     add("--logs", type=pathlib.Path, default=LOGS / "chaos", metavar="DIR")
     args = parser.parse_args()
     launching.end_on_sigterm()
+    seed = launching.seed(args.seed)
     options = Options(
         seconds=args.minutes * 60,
-        seed=launching.seed(args.seed),
+        seed=seed,
         logs=launching.emptied(args.logs),
+        policy=args.policy or POLICIES[seed % len(POLICIES)],
         clients=args.clients,
         prefill=args.prefill,
         decode=args.decode,

@@ -130,7 +130,7 @@ class Config(Section, frozen=True, kw_only=True):
             group="routing",
             more="[What they do](policies.md).",
         ),
-    ] = "cache_affinity"
+    ] = "least_ms"
     bypass_tokens: Annotated[
         int | None,
         Setting(

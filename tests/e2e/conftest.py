@@ -36,14 +36,14 @@ def logs(fleet: Fleet) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def proxy(fleet: Fleet, logs: pathlib.Path) -> Iterator[ProxyProcess]:
-    """`kvproxy serve` over the fleet's prefill and decode engines."""
+    """`kvproxy serve` over the fleet's prefill and decode engines; every request has two legs."""
     [port] = free_ports(1)
     with ProxyProcess(
         port,
         logs / "kvproxy.log",
         prefill=[spec.address for spec in fleet.of_role("prefill")],
         decode=[spec.address for spec in fleet.of_role("decode")],
-        flags=["--decision-headers", "--kv-lease-s", str(LEASE_S)],
+        flags=["--decision-headers", "--kv-lease-s", str(LEASE_S), "--policy", "cache_affinity"],
         admin_key="for-tests",
     ) as running:
         running.wait_status("/ready")

@@ -69,7 +69,9 @@ async def a_client_leaves_strangers(
     same."""
     [port] = free_ports(1)
     decode = [spec.address for spec in fleet.of_role("decode")]
-    with ProxyProcess(port, logs / "strangers.log", prefill=[fleet[name].address], decode=decode) as proxy:
+    with ProxyProcess(
+        port, logs / "strangers.log", prefill=[fleet[name].address], decode=decode, flags=["--bypass", "off"]
+    ) as proxy:
         proxy.wait_status("/ready")
 
         async def left_something() -> bool:

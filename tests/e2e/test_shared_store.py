@@ -53,7 +53,7 @@ def shared_proxy(pair: Fleet) -> Iterator[ProxyProcess]:
         pair.logs / "kvproxy-shared.log",
         prefill=[spec.address for spec in pair.of_role("prefill")],
         decode=[spec.address for spec in pair.of_role("decode")],
-        flags=["--decision-headers", *SHARED],
+        flags=["--decision-headers", "--bypass", "off", *SHARED],
     ) as running:
         running.wait_status("/ready")
         yield running

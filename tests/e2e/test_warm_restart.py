@@ -31,6 +31,7 @@ def chat(number: int) -> dict[str, Any]:
 def kept(fleet: Fleet, state: pathlib.Path, log: pathlib.Path) -> Iterator[ProxyProcess]:
     [port] = free_ports(1)
     flags = ["--decision-headers", "--kv-lease-s", str(LEASE_S), "--state-dir", str(state)]
+    flags += ["--policy", "cache_affinity"]
     with ProxyProcess(
         port,
         log,

@@ -264,9 +264,15 @@ class Engines:
         return sum(len(engine.model.holds) for engine in self.all)
 
     def config(self, **settings: Any) -> Config:
+        """Every request has two legs, as most tests count them, unless `settings` say otherwise."""
         roles = ((Role.PREFILL, self.prefill), (Role.DECODE, self.decode), (Role.BOTH, self.both))
         instances = tuple(parse_instance(e.address, role) for role, engines in roles for e in engines)
-        defaults: dict[str, Any] = {"model": "tiny", "instances": instances, "admin_api_key": ADMIN_KEY}
+        defaults: dict[str, Any] = {
+            "model": "tiny",
+            "instances": instances,
+            "admin_api_key": ADMIN_KEY,
+            "policy": "cache_affinity",
+        }
         return Config(**(defaults | settings))
 
 

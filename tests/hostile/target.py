@@ -183,7 +183,7 @@ def engines(logs: pathlib.Path) -> Iterator[dict[str, list[str]]]:
 
 
 class WatchedProxy(ProxyProcess):
-    """`kvproxy serve` with a pulse."""
+    """`kvproxy serve` with a pulse, whose requests have two legs where there are engines for both."""
 
     def __init__(
         self, fleet: dict[str, list[str]], logs: pathlib.Path, name: str, flags: Sequence[str]
@@ -197,7 +197,7 @@ class WatchedProxy(ProxyProcess):
             decode=fleet.get("decode", ()),
             both=fleet.get("both", ()),
             model=MODEL,
-            flags=["--log-level", "warning", *flags],
+            flags=["--log-level", "warning", "--bypass", "off", *flags],
             admin_key=ADMIN_KEY,
             program=watched.command(self.pulse),
         )

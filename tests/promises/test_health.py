@@ -103,6 +103,7 @@ async def test_a_frozen_process_is_found_with_the_default_settings_and_its_legs_
                 for role in ("prefill", "decode")
                 for spec in stand_ins.of_role(role)
             ),
+            policy="cache_affinity",
         )
         async with kvproxy(config) as service:
             frozen = [stand_ins["prefill-0"].address, stand_ins["decode-0"].address]

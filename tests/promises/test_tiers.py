@@ -19,7 +19,8 @@ async def test_explain_tells_what_must_be_reloaded() -> None:
     try:
         async with StandIn(StandInConfig(events=None)) as engine:
             spec = parse_instance(f"{engine.address}?events={events}&replay={replay}", Role.BOTH)
-            async with kvproxy(Config(model="tiny", instances=(spec,), admin_api_key=ADMIN_KEY)) as service:
+            config = Config(model="tiny", instances=(spec,), admin_api_key=ADMIN_KEY, policy="cache_affinity")
+            async with kvproxy(config) as service:
                 run: dict[str, Any] = {"type": "BlockStored", "block_size": 16, "parent_block_hash": None}
                 run |= {"block_hashes": [1, 2, 3], "token_ids": list(range(48))}
                 child = run | {"block_hashes": [4], "parent_block_hash": 3, "token_ids": list(range(48, 64))}

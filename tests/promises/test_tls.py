@@ -74,6 +74,7 @@ async def test_engines_are_reached_by_https_and_the_rest_stays_as_it_is(authorit
                 parse_instance(f"https://{decode.address}", Role.DECODE),
             ),
             security=Security(engine_ca=authority.file),
+            policy="cache_affinity",
         )
         async with kvproxy(config) as service:
             answer = await service.chat("hello there", stream=True)

@@ -394,7 +394,7 @@ def process(made: Engines, at: pathlib.Path, log: pathlib.Path, *flags: str) -> 
         log,
         prefill=[engine.address for engine in made.prefill],
         decode=[engine.address for engine in made.decode],
-        flags=["--state-dir", str(at), *flags],
+        flags=["--state-dir", str(at), "--policy", "cache_affinity", *flags],
     )
 
 

@@ -13,7 +13,7 @@ ENGINES_WORDS = (Fault.FULL, Fault.EARLY_ERROR, Fault.LATE_ERROR, Fault.SLEEP)
 """Nothing breaks, and engines answer something else than what was asked for."""
 
 
-def short(logs: pathlib.Path, seconds: float, *faults: Fault) -> Run:
+def short(logs: pathlib.Path, seconds: float, policy: str, *faults: Fault) -> Run:
     made = run(
         Options(
             seconds=seconds,
@@ -25,6 +25,7 @@ def short(logs: pathlib.Path, seconds: float, *faults: Fault) -> Run:
             rush_s=3,
             pause_s=0.5,
             faults=faults,
+            policy=policy,
         )
     )
     assert not made.failures, "".join(explain(finding, made) for finding in made.failures[:5])
@@ -34,13 +35,13 @@ def short(logs: pathlib.Path, seconds: float, *faults: Fault) -> Run:
 
 @pytest.mark.timeout(300)  # two busy cores run ten processes here
 def test_half_a_minute_of_chaos(tmp_path: pathlib.Path) -> None:
-    made = short(tmp_path, 20)
+    made = short(tmp_path, 20, "least_ms")
     assert sum(count > 0 for count in made.journal.counts().values()) >= 4, "kinds of faults"
 
 
 @pytest.mark.timeout(300)
 def test_engines_that_refuse_fail_and_sleep_by_their_own_words(tmp_path: pathlib.Path) -> None:
-    made = short(tmp_path, 15, *ENGINES_WORDS)
+    made = short(tmp_path, 15, "cache_affinity", *ENGINES_WORDS)
     struck = {fault for fault, count in made.journal.counts().items() if count}
     assert Fault.FULL in struck <= set(ENGINES_WORDS)
     assert len(struck) >= 3

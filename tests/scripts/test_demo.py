@@ -4,6 +4,7 @@ import pytest
 
 from scripts.workshop.demo.chats import CHATS, arrivals
 from scripts.workshop.demo.round_robin import RoundRobin
+from scripts.workshop.demo.screen import Screen
 
 BLOCK = 4
 
@@ -35,3 +36,16 @@ def test_every_turn_arrives_once_and_in_its_chats_order() -> None:
     assert turns == list(arrivals())
     for chat in CHATS:
         assert [number for other, number in turns if other is chat] == list(range(len(chat.says)))
+
+
+def test_the_cheapest_is_marked_and_what_has_no_price_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    cached: dict[str, int | None] = {"d-0": 128, "d-1": None, "d-2": 0}
+    screen.decision("decode", {"d-0": 12.34, "d-1": 9.0, "d-2": None}, cached)
+    screen.decision("decode", dict.fromkeys(cached), cached)
+    screen.whole("d-1")
+    priced, unpriced, whole = capsys.readouterr().out.splitlines()
+    assert " d-0: 128 cached, cost 12.3  >d-1: unknown, cost 9.0   d-2: 0 cached" in priced
+    assert ">" not in unpriced
+    assert "tie" not in unpriced
+    assert "d-1" in whole

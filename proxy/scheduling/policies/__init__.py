@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 POLICIES: Mapping[str, type[Policy] | type[LegPolicy]] = {
-    "cache_affinity": CacheAffinity,
     "least_ms": LeastMs,
+    "cache_affinity": CacheAffinity,
     "approx_prefix": ApproxPrefix,
     "session": Session,
     "least_load": LeastLoad,

@@ -74,7 +74,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     fleet: str = "8b"
     """As `parse_fleet` reads it."""
-    policy: str = "cache_affinity"
+    policy: str = "least_ms"
     """The name of a policy of kvproxy or of a baseline, or `package.module:Class`."""
     profile: str = "dynamo-replay"
     speed: float = 1.0

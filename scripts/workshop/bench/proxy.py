@@ -104,7 +104,7 @@ def setting(
                     decode=fleet.get("decode", ()),
                     both=fleet.get("both", ()),
                     model=engines.model,
-                    flags=flags,
+                    flags=["--bypass", "off", *flags],  # two legs are measured where there are two
                 )
             )
             proxy.wait_status("/ready")

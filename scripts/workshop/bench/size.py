@@ -72,7 +72,7 @@ def run(sources: int, blocks: int) -> None:
                 logs / "kvproxy",
                 prefill=addresses[:half],
                 decode=addresses[half:],
-                flags=["--connector", "shared", "--log-level", "warning"],
+                flags=["--connector", "shared", "--policy", "cache_affinity", "--log-level", "warning"],
             ) as proxy:
                 proxy.wait_status("/ready", timeout_s=120)
                 asyncio.run(_measure(proxy, sources, batches(blocks) * RUN))

@@ -20,6 +20,10 @@ from scripts.workshop.live.proxy import ProxyFailedError, ProxyProcess
 
 _INTERRUPTED = 128 + signal.SIGINT
 
+_BYPASS_TOKENS = 64
+"""So that both ways are seen: by itself kvproxy would have a decode engine serve each of these short chats
+whole, for nothing else runs there."""
+
 ENGINES: dict[str, tuple[type[Fleet | StandInFleet], str]] = {
     "stand-in": (StandInFleet, "stand-in engines"),
     "vllm": (Fleet, "vLLM engines, which takes about a minute"),
@@ -65,7 +69,7 @@ def _demo(engine: str, prefill: int, decode: int, logs: pathlib.Path, screen: Sc
                 logs / "kvproxy.log",
                 prefill=[spec.address for spec in fleet.of_role("prefill")],
                 decode=[spec.address for spec in fleet.of_role("decode")],
-                flags=["--decision-headers"],
+                flags=["--decision-headers", "--bypass", str(_BYPASS_TOKENS)],
             )
         )
         running.callback(_no_more_interrupts)
@@ -73,6 +77,10 @@ def _demo(engine: str, prefill: int, decode: int, logs: pathlib.Path, screen: Sc
         screen.note(f"  kvproxy {' '.join(proxy.command[1:])}")
         proxy.wait_status("/ready")
         screen.note(f"  all is ready after {time.monotonic() - begun:.0f} s")
+        screen.note(
+            f"  A decode engine that lacks at most {_BYPASS_TOKENS} tokens of a prompt serves it whole"
+            " (--bypass); other prompts are prefilled elsewhere."
+        )
         screen.title(
             f"{len(CHATS)} chats, their turns mixed. The answers are noise; the caching is what matters."
         )

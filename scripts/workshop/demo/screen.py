@@ -54,17 +54,22 @@ class Screen:
             Text.assemble((f"{who}, turn {number}{way}: ", "bold cyan"), _short(text)), style="cyan"
         )
 
-    def decision(self, role: str, costs: dict[str, float], cached: dict[str, int | None]) -> None:
-        """Show every candidate's cached tokens, those with the lowest cost marked."""
+    def whole(self, engine: str) -> None:
+        """Show that one engine serves the whole request."""
+        self._console.print(Text(f"  prefill  none: {engine} computes what it lacks itself", style="yellow"))
+
+    def decision(self, role: str, costs: dict[str, float | None], cached: dict[str, int | None]) -> None:
+        """Show every candidate's cached tokens, those with the lowest cost marked; None is no cost."""
         line = Text(f"  {role:8}", style="yellow")
-        lowest = min(costs.values(), default=0)
+        lowest = min((cost for cost in costs.values() if cost is not None), default=None)
         for name, cost in costs.items():
-            best = cost == lowest
-            known = "unknown" if cached[name] is None else f"{cached[name]} cached, cost {cost:g}"
+            best = cost is not None and cost == lowest
+            known = "unknown" if cached[name] is None else f"{cached[name]} cached"
+            known += "" if cost is None else f", cost {cost:.1f}"
             line.append(
                 f"{'>' if best else ' '}{name}: {known}  ", style="bold yellow" if best else "dim yellow"
             )
-        if list(costs.values()).count(lowest) > 1:
+        if lowest is not None and list(costs.values()).count(lowest) > 1:
             line.append("(a tie: one at random)", style="dim yellow")
         self._console.print(line)
 

@@ -67,7 +67,9 @@ class Session:
         return answer.text
 
     def _show(self, told: Explanation) -> None:
-        for role in ("prefill", "decode"):
+        if told.bypass is not None:
+            self._screen.whole(self._fleet.named(told.decode or ""))
+        for role in ("prefill", "decode") if told.bypass is None else ("decode",):
             candidates = told.decision[role]["candidates"]
             named = {self._fleet.named(c["instance"]): c for c in candidates if c["usable"]}
             self._screen.decision(

@@ -29,6 +29,12 @@ class Explanation:
         chosen: str | None = self.decision["decode"]["chosen"]
         return chosen
 
+    @property
+    def bypass(self) -> str | None:
+        """Why a decode instance would serve all of it; None for two legs."""
+        reason: str | None = self.decision["bypass"]
+        return reason
+
     def candidate(self, address: str, role: str = "prefill") -> Body:
         """Return the terms of one instance."""
         found: list[Body] = [c for c in self.decision[role]["candidates"] if c["instance"] == address]

@@ -28,7 +28,7 @@ def run_and_show(options: Options) -> Run:
     screen = Screen()
     screen.title(
         f"{options.clients} clients, {options.prefill} prefill and {options.decode} decode engines,"
-        f" {options.seconds / 60:g} minutes of faults, seed {options.seed}"
+        f" {options.seconds / 60:g} minutes of faults, seed {options.seed}, policy {options.policy}"
     )
     made = run(options, screen.live)
     screen.result(made)

@@ -43,6 +43,10 @@ PROXY_FLAGS = (
 other, can still be served while somebody waits; and more attempts than usual: half of the engines fail at
 once here, so one request in ten thousand meets three that do."""
 
+POLICIES = ("least_ms", "cache_affinity")
+"""The usual one, by which decode engines serve many requests whole, and one by which every request has two
+legs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -62,6 +66,7 @@ class Options:
     """Engines of a role that are touched at a time."""
     faults: Collection[Fault] = ()
     """Those alone; all if there are none."""
+    policy: str = POLICIES[0]
     warm_up_s: float = 15.0
     rush_s: float = 15.0
     flags: Sequence[str] = PROXY_FLAGS
@@ -99,9 +104,11 @@ class Run:
 def run(options: Options, say: Callable[["Run"], None] = lambda _: None) -> Run:
     """Run it all; `say` is called every second. Call it from the main thread (live/processes.py says why)."""
     made = Run(options)
-    with processes(
-        options.prefill, options.decode, options.logs, profile="unhurried", flags=options.flags
-    ) as (fleet, proxy):
+    flags = ["--policy", options.policy, *options.flags]
+    with processes(options.prefill, options.decode, options.logs, profile="unhurried", flags=flags) as (
+        fleet,
+        proxy,
+    ):
 
         async def within() -> None:
             timeout = aiohttp.ClientTimeout(total=30)

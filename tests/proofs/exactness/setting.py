@@ -78,7 +78,7 @@ class Routers:
         """Start one, and do not wait for it. Call it from the main thread."""
         if name not in self._ports:
             [self._ports[name]] = free_ports(1)
-        flags = ["--decision-headers", "--kv-lease-s", str(LEASE_S)]
+        flags = ["--decision-headers", "--kv-lease-s", str(LEASE_S), "--policy", "cache_affinity"]
         flags += ["--state-dir", str(self._state(name)), "--state-interval", str(self._state_interval_s)]
         self._running[name] = ProxyProcess(
             self._ports[name],

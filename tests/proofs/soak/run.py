@@ -264,7 +264,11 @@ class Load:
 def soak(options: Options, say: Callable[[Soak], None] = lambda _: None) -> Soak:
     """Run it all; `say` is called after each sample. Call it from the main thread."""
     made = Soak(options)
-    with processes(options.prefill, options.decode, options.logs, profile="zero") as (fleet, proxy):
+    flags = ["--bypass", "off"]  # each request costs both legs
+    with processes(options.prefill, options.decode, options.logs, profile="zero", flags=flags) as (
+        fleet,
+        proxy,
+    ):
 
         async def within() -> None:
             connector = aiohttp.TCPConnector(limit=0, force_close=True)

@@ -46,7 +46,8 @@ def test_only_what_is_asked_is_tried(tmp_path: pathlib.Path, capsys: pytest.Capt
 
 
 def test_ctrl_c_leaves_what_is_known(tmp_path: pathlib.Path) -> None:
-    words = ["plan", "unrelated:per_s=20,duration_s=200", "--gpus", "24", "--out", str(tmp_path)]
+    words = ["plan", "unrelated:per_s=20,duration_s=200", "--gpus", "24", "--policy", "least_load"]
+    words += ["--out", str(tmp_path)]
     command = [sys.executable, "-c", "from proxy.cli.main import main; main()", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

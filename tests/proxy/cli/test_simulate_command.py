@@ -164,7 +164,7 @@ def test_progress_is_shown_on_a_terminal_and_wiped_at_the_end(monkeypatch: pytes
     [
         (["--fleet", "4x"], "--fleet '4x': write counts"),
         (["--fleet", "4b,"], "--fleet '4b,': a word is missing"),
-        (["--policy", "best"], "--policy 'best' is not known: give cache_affinity, "),
+        (["--policy", "best"], "--policy 'best' is not known: give least_ms, "),
         (["--policy", "best"], ", dynamo, llmd, package.module:Class, or all"),
         (["--profile", "fast"], "--profile 'fast' is not known"),
         (["--speed", "0"], "--speed 0: a number from 0.001"),

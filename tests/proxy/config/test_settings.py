@@ -17,6 +17,8 @@ from proxy.config import Config, WhenNoPrefill
 from proxy.config.settings import Declared, check
 from proxy.errors import ConfigError
 from proxy.phases import Role
+from proxy.scheduling.policies import POLICIES
+from proxy.simulation.replay.run import Setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PAIR = ["serve", "-m", "tiny", "-p", "a:1", "-d", "b:1"]
@@ -269,6 +271,14 @@ def test_an_error_names_the_environment_it_is_from(
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kvproxy: ")]
     assert words in said[0]
     assert f"(set by {name})" in said[0]
+
+
+def test_the_usual_policy_is_the_first_that_is_named_and_that_of_simulated_fleets() -> None:
+    assert read_config(PAIR).policy == next(iter(POLICIES)) == Setup().policy == "least_ms"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [row] = [line for line in readme.splitlines() if line.startswith("| `--policy` |")]
+    assert row.startswith("| `--policy` | `least_ms`, ")
+    assert row.endswith("| `least_ms` |")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:

@@ -59,8 +59,9 @@ class Router:
 def kvproxy(
     engines: Engines, mode: Mode, *, tokenizer: pathlib.Path, program: Sequence[str] = (str(KVPROXY),)
 ) -> Router:
-    """With its defaults: metrics, access log, custody and truth meter on. `tokenizer`: a model's directory,
-    used where prompts are to be tokenized.
+    """With its defaults but for the policy, by which all requests have two legs where there are engines for
+    both: metrics, access log, custody and truth meter on. `tokenizer`: a model's directory, used where
+    prompts are to be tokenized.
     """
     [port] = free_ports(1)
     command = [*program, "serve", "--host", HOST, "--port", str(port), "--model", MODEL]
@@ -70,8 +71,7 @@ def kvproxy(
     else:
         command += ["--prefill", *(engines.named(port, events=by_cache) for port in engines.prefill)]
         command += ["--decode", *(engines.named(port, events=by_cache) for port in engines.decode)]
-    if not by_cache:
-        command += ["--policy", "round_robin"]
+    command += ["--policy", "cache_affinity" if by_cache else "round_robin"]
     if mode is Mode.TOKENIZED:
         command += ["--tokenizer", str(tokenizer)]
     return Router("kvproxy", frozenset({mode}), port, tuple(command), ours=True)

@@ -205,7 +205,7 @@ def test_a_closed_loop_waits_for_the_end_of_the_request_before() -> None:
 
 
 def test_a_transfer_carries_what_the_decode_instance_lacks() -> None:
-    made = run(conversations(200, rate=1.0), Setup(fleet="1p1d"))
+    made = run(conversations(200, rate=1.0), Setup(fleet="1p1d", policy="cache_affinity"))
     assert all(0 < r.external_tokens <= r.input_tokens for r in made.records)
     assert any(r.external_tokens < r.input_tokens for r in made.records)
 
@@ -233,7 +233,8 @@ def test_who_waits_too_long_is_refused_and_counts_as_missed() -> None:
 @pytest.mark.parametrize(("fleet", "address"), [("3b", "b1:1"), ("2p2d", "p0:1"), ("2p2d", "d1:1")])
 def test_requests_survive_an_instance_that_dies(fleet: str, address: str) -> None:
     outages = [Outage(address, at_s=at_s, down_s=1.0) for at_s in (2.0, 5.0, 8.0)]
-    made = Run(conversations(150, rate=15.0), Setup(fleet=fleet, outages=outages), shape=SMALL)
+    setup = Setup(fleet=fleet, policy="cache_affinity", outages=outages)
+    made = Run(conversations(150, rate=15.0), setup, shape=SMALL)
     figures = made.to_end()
     assert figures.retries > 0
     assert figures.served == figures.requests
