@@ -1,7 +1,7 @@
-"""docs/settings.md and docs/metrics.md are made of declarations; a test holds them to these.
+"""docs/settings.md, docs/metrics.md and docs/routes.md are made of declarations; a test holds them to these.
 
-python -m proxy.cli.reference docs/settings.md docs/metrics.md            # write them
-python -m proxy.cli.reference --check docs/settings.md docs/metrics.md    # exit code 1 if one would change
+python -m proxy.cli.reference docs/settings.md docs/metrics.md docs/routes.md            # write them
+python -m proxy.cli.reference --check docs/settings.md docs/metrics.md docs/routes.md    # exit code 1 if one would change
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
+from proxy.cli import routes_page
 from proxy.cli.flags.commands import SETTINGS, settings_of_sources
 from proxy.config.settings import COUNT, MIB, SECONDS, Declared, limits_text
 from proxy.observability import reference as metrics
@@ -118,7 +119,11 @@ def _metrics() -> str:
     return metrics.page(GROUPS)
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"settings.md": _settings, "metrics.md": _metrics}
+PAGES: Mapping[str, Callable[[], str]] = {
+    "settings.md": _settings,
+    "metrics.md": _metrics,
+    "routes.md": routes_page.page,
+}
 """What makes each page, by the name of its file."""
 
 

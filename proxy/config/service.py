@@ -1,5 +1,6 @@
 """A `Config` that exists is valid: every setting was checked, and the error of a wrong one names its flag."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -30,6 +31,16 @@ def _instances(role: Role) -> Callable[[str, Sequence[str]], tuple[InstanceSpec,
 
 def _tier_costs(_flag: str, texts: Sequence[str]) -> Mapping[str, float]:
     return read_tier_costs(texts)
+
+
+_PATH = re.compile(r"(?!.*//)(?!.*/\.{1,2}(/|$))/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]")
+
+
+def _paths(flag: str, texts: Sequence[str]) -> tuple[str, ...]:
+    for path in texts:
+        if _PATH.fullmatch(path) is None:
+            raise ConfigError(f"{flag} {path}: a path is like /v1/name, of letters, digits and . _ ~ -")
+    return tuple(dict.fromkeys(texts))
 
 
 def _check_model(flag: str, model: str) -> None:
@@ -230,6 +241,17 @@ class Config(Section, frozen=True, kw_only=True):
         int,
         Setting("--max-body-mb", MIB, "largest request body", least=1, group="service", more="413 beyond."),
     ] = 64
+    passed: Annotated[
+        tuple[str, ...],
+        Setting(
+            "--pass",
+            "PATH",
+            "more paths that one engine serves whole, beside the routes of vLLM that kvproxy knows",
+            read=_paths,
+            group="service",
+            more="[Which these are, and how requests are passed on](routes.md).",
+        ),
+    ] = ()
     startup_timeout_s: Annotated[
         float,
         Setting(

@@ -21,16 +21,19 @@ from proxy.edge.access.client_keys import ClientKeys
 from proxy.edge.access.client_salts import MIN_SECRET_BYTES, ClientSalts, read_secret
 from proxy.edge.access.cors import CorsRules
 from proxy.edge.access.cross_origin import allow_origins
-from proxy.edge.app_keys import SALTS, SERVICE, SPOKEN
+from proxy.edge.app_keys import SALTS, SERVICE, SPOKEN, WHOLE
 from proxy.edge.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
 from proxy.edge.patience import PATIENCE, Patience
 from proxy.edge.routes import adapters, admin, doctor, generate, observe, openapi
 from proxy.edge.sockets.doors import keep_room
 from proxy.edge.sockets.listening import ServiceRunner
+from proxy.errors import ConfigError
 from proxy.happenings import Consumer
 from proxy.observability.series import Series
 from proxy.private_files import check_key_file, readable_by_others
 from proxy.request.dialects import DIALECTS, Dialect
+from proxy.request.dialects.whole import whole_dialects
+from proxy.request.passing import ROUTES, Whole, routes_passed
 from proxy.scheduling.types import AnyPolicy
 from proxy.service import Service, assemble
 from proxy.serving.waits import WAITS, Waits
@@ -85,12 +88,27 @@ def create_app(
     app.cleanup_ctx.append(run)
     app[LOAD_KEY] = Load()
     app[SPOKEN] = tuple(dialects)
-    for_clients = [*(generate.route_of(dialect, app) for dialect in dialects), *CLIENTS]
+    app[WHOLE] = whole = _served_whole(config, dialects)
+    served = [*dialects, *whole_dialects(whole)]
+    for_clients = [*(generate.route_of(dialect, app) for dialect in served), *CLIENTS]
     app[FOR_CLIENTS] = frozenset(route.path for route in for_clients)
     _add_routes(app, [*for_clients, *PROBES])
     if config.security.admin_port is None:
         _add_routes(app, OPERATORS)
     return app
+
+
+def _served_whole(config: Config, dialects: Sequence[Dialect]) -> tuple[Whole, ...]:
+    """The routes that one engine serves whole: those of the table that no dialect serves, and those of
+    `--pass`. Raises ConfigError for one of these that is served otherwise.
+    """
+    spoken = {dialect.path for dialect in dialects}
+    known = [route for route in ROUTES if route.path not in spoken]
+    taken = {route.path for route in known} | {route.path for route in (*CLIENTS, *PROBES, *OPERATORS)}
+    for path in config.passed:
+        if path in taken | spoken:
+            raise ConfigError(f"--pass {path}: kvproxy serves it already")
+    return (*known, *routes_passed(config.passed))
 
 
 def _salt_secret(config: Config, directory: StateDirectory | None) -> bytes:

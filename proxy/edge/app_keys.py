@@ -4,6 +4,7 @@ from aiohttp import web
 
 from proxy.edge.access.client_salts import ClientSalts
 from proxy.request.dialects import Dialect
+from proxy.request.passing import Whole
 from proxy.service import Service
 
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
@@ -14,3 +15,6 @@ SALTS: web.AppKey[ClientSalts] = web.AppKey("salts", ClientSalts)
 
 SPOKEN: web.AppKey[tuple[Dialect, ...]] = web.AppKey("dialects", tuple[Dialect, ...])
 """The generating routes that are served."""
+
+WHOLE: web.AppKey[tuple[Whole, ...]] = web.AppKey("whole", tuple[Whole, ...])
+"""The routes that one engine serves whole."""

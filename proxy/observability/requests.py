@@ -63,7 +63,7 @@ REQUESTS = (
         "route",
         "outcome",
         words={"outcome": OUTCOMES},
-        more="Route `other` is what reached no generating route.",
+        more="Route `other` is what reached none of [these](routes.md).",
     ),
     histogram(
         "request_duration_seconds", "From a request's arrival to its last byte.", RequestEnded, "route"

@@ -60,7 +60,7 @@ from proxy.serving.retry_budget import RetryBudget, backoff_s
 from proxy.serving.unserved import too_long, unanswered
 from proxy.serving.waits import WAITS, Waits
 from proxy.tasks import TaskOwner
-from proxy.tokenizing import Tokenized
+from proxy.tokenizing import UNREAD, Tokenized
 
 
 class Director:
@@ -193,6 +193,9 @@ class Director:
 
         Raises RequestError for a prompt that fits nowhere.
         """
+        if not call.request.dialect.has_prompt:
+            question = self._question(call.request, UNREAD, call.session, call.goal)
+            return _Asked(question, UNREAD.kind, only_measured=False)
         reads = self._placement.reads_prompt
         if reads:
             tokenized = await self._tokenizer.tokenize(call.request, call.headers, call.ticket.client)

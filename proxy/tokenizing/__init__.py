@@ -4,9 +4,10 @@ from proxy.tokenizing.comparison import configured_tokenizer
 from proxy.tokenizing.local.bounds import Excess
 from proxy.tokenizing.local.files import find_model, read_model
 from proxy.tokenizing.local.tokenizer import LocalTokenizer, NotExactError
-from proxy.tokenizing.prompts import PromptTokenizer, Tokenized
+from proxy.tokenizing.prompts import UNREAD, PromptTokenizer, Tokenized
 
 __all__ = [
+    "UNREAD",
     "Excess",
     "LocalTokenizer",
     "NotExactError",

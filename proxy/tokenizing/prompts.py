@@ -78,7 +78,8 @@ class Tokenized(msgspec.Struct, frozen=True):
     """By how much it is longer than any context; None if it may fit."""
 
 
-_UNREAD = Tokenized(None, "")
+UNREAD = Tokenized(None, "")
+"""Of a prompt that nobody has looked at."""
 
 
 class Lease(Protocol):
@@ -180,7 +181,7 @@ class PromptTokenizer:
             excess = bounds.of_ids(count) or (None if shortened else bounds.of_tokens(count))
             return Tokenized(None, "", estimated_tokens=count, excess=excess)
         if not is_to_be_looked_into(request, bounds):
-            return _UNREAD
+            return UNREAD
         how = await self._read(request, bounds, client)
         if isinstance(how, Unknowable):
             return Tokenized(None, how.kind, excess=how.excess)

@@ -17,6 +17,7 @@ from proxy.config import parse_instance
 from proxy.edge.routes.openapi import description
 from proxy.errors import ConfigError
 from proxy.phases import Role
+from proxy.request.passing import ROUTES
 from proxy.simulation import StandIn, StandInConfig
 from tests.helpers.service import ADMIN_KEY, Pair, fleet, wait_until
 
@@ -29,6 +30,7 @@ CHECKS = [
     checks.response_schema_conformance,
 ]
 EXAMPLES = 12
+PASSED = {route.path for route in ROUTES}
 SHORT_TOKENS = 160
 """An absent max_tokens of a chat means as many as fit."""
 
@@ -103,7 +105,7 @@ def test_answers_are_as_described(served: Served, operation: Any, mode: Generati
     true_failures = {503} if administers and served.admin_key is None else set()
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=3 if operation.path in PASSED else EXAMPLES,  # an engine judges what is passed
         derandomize=True,
         database=None,
         deadline=None,

@@ -1,9 +1,10 @@
 """`GET /openapi.json` describes exactly the routes of the socket that it is asked on.
 
-The file `openapi.json` beside this one holds the description. Two parts are added: the schemas of what
-operators ask and get, which are made of the structs that are served (`edge/shown/schemas.py`), and the
-generating routes, for which the file has one pattern (`components.pathItems`) that each dialect fills in. A
-test holds the paths of the description to those that the application routes.
+The file `openapi.json` beside this one holds the description. Three parts are added: the schemas of what
+operators ask and get, which are made of the structs that are served (`edge/shown/schemas.py`), the generating
+routes, and those that one engine serves whole. For these two the file has a pattern each
+(`components.pathItems`), which a dialect, or a row of `request/passing.py`, fills in. A test holds the paths
+of the description to those that the application routes.
 """
 
 import functools
@@ -15,9 +16,10 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from proxy.edge.app_keys import SPOKEN
+from proxy.edge.app_keys import SPOKEN, WHOLE
 from proxy.edge.shown.schemas import schemas
 from proxy.request.dialects import DIALECTS, Dialect
+from proxy.request.passing import ROUTES, Whole
 
 PATH = "/openapi.json"
 EXPLAIN = "/explain"
@@ -26,12 +28,17 @@ ROUTE = "route"
 
 
 @functools.lru_cache(4)
-def description(dialects: tuple[Dialect, ...] = DIALECTS) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of all routes, with the generating routes of `dialects`."""
+def description(
+    dialects: tuple[Dialect, ...] = DIALECTS, whole: tuple[Whole, ...] = ROUTES
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of all routes, with the generating routes of `dialects` and those in
+    `whole`.
+    """
     text = resources.files(__package__).joinpath("openapi.json").read_bytes()
     document: dict[str, Any] = msgspec.json.decode(text)
     document["components"]["schemas"] |= schemas()
-    generating = document["components"].pop("pathItems")["Generating"]
+    patterns = document["components"].pop("pathItems")
+    generating = patterns["Generating"]
     routes = {dialect.path: _route(dialect, generating) for dialect in dialects}
     asked = document["paths"][EXPLAIN]["post"]["requestBody"]["content"]["application/json"]
     asked["schema"] = {"oneOf": _requests(dialects)}
@@ -39,7 +46,8 @@ def description(dialects: tuple[Dialect, ...] = DIALECTS) -> dict[str, Any]:
         each for each in document["paths"][EXPLAIN]["post"]["parameters"] if each.get("name") == ROUTE
     )
     named["schema"]["enum"] = [*routes]
-    document["paths"] = routes | document["paths"]
+    passing = {route.path: _whole(route, patterns["Whole"], generating) for route in whole}
+    document["paths"] = routes | passing | document["paths"]
     return document
 
 
@@ -53,6 +61,22 @@ def _route(dialect: Dialect, generating: Mapping[str, Any]) -> dict[str, Any]:
     answer["description"] = answer["description"].replace("{ending}", dialect.ending)
     answer["content"]["application/json"]["schema"] = dialect.answer_schema
     return item
+
+
+def _whole(route: Whole, pattern: Mapping[str, Any], generating: Mapping[str, Any]) -> dict[str, Any]:
+    """The item of a route that is served whole: its answers are those of a generating route, and more."""
+    operation: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(pattern["post"]))
+    answers = generating["post"]["responses"]
+    operation["operationId"] = _camel(route.path.strip("/"))
+    operation["summary"] = route.does
+    if route.more:
+        operation["description"] += f" {route.more[:1].upper()}{route.more[1:]}."
+    operation["responses"] = answers | operation["responses"]
+    return {route.method.lower(): operation}
+
+
+def _camel(words: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+(\w)", lambda found: found[1].upper(), words)
 
 
 def _requests(dialects: Sequence[Dialect]) -> list[dict[str, Any]]:
@@ -78,6 +102,6 @@ async def openapi(request: web.Request) -> web.Response:
     """`GET /openapi.json`."""
     routed = {resource.canonical for resource in request.app.router.resources()}
     dialects = request.app[SPOKEN]
-    whole = description(tuple(dialects))
-    paths = {path: item for path, item in whole["paths"].items() if path in routed}
-    return web.json_response(whole | {"paths": paths})
+    document = description(tuple(dialects), request.app[WHOLE])
+    paths = {path: item for path, item in document["paths"].items() if path in routed}
+    return web.json_response(document | {"paths": paths})

@@ -66,16 +66,16 @@ class Failure(NamedTuple):
 class Dialect(abc.ABC):
     """One generating route. Members that no client may set are removed before a dialect sees a body."""
 
-    name: ClassVar[str]
+    name: str
     """The `route` of its metrics."""
-    path: ClassVar[str]
+    path: str
     """The HTTP path, of kvproxy and of engines alike. Errors on paths below it are in its words, too."""
-    noun: ClassVar[str]
+    noun: str
     """The word for one request."""
     known_by: ClassVar[str | None] = None
     """The member that all its requests have and no other dialect's have: `/explain` finds the dialect by it.
     None if there is no such member; `/explain` is then told the route."""
-    summary: ClassVar[str]
+    summary: str
     """What the route does, for `/openapi.json`."""
     request_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}
     """A JSON schema of requests. It may refer to those of `edge/routes/openapi.json`."""
@@ -91,6 +91,9 @@ class Dialect(abc.ABC):
     """Members that may hold any number of values: token ids."""
     prompt_members: ClassVar[PromptMembers] = PromptMembers()
     """Needed of a dialect in TOKENIZED."""
+    has_prompt: ClassVar[bool] = True
+    """Whether its requests have prompts; without, they are placed by load alone, and nobody misses the
+    tokens."""
 
     @abc.abstractmethod
     def read(self, body: Body) -> Shape:
@@ -131,6 +134,10 @@ class Dialect(abc.ABC):
         the body. Without it requests are placed by load alone.
         """
         return None
+
+    def lacks_model(self, answer: bytes) -> bool:  # noqa: ARG002  # every engine has the route
+        """Whether an engine's answer of status 404 says that it does not have the model."""
+        return True
 
     # -- streams: each is asked of the data of one event, which is never empty ----------------------------
 

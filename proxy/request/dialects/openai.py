@@ -69,7 +69,7 @@ class OpenAiDialect(Dialect):
             whole=not _WHOLE.isdisjoint(given) and _is_whole(body),
         )
 
-    def prompt(self, body: Body) -> tuple[Dialect, Body]:
+    def prompt(self, body: Body) -> tuple[Dialect, Body] | None:
         """As `Dialect`."""
         return self, body
 

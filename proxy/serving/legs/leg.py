@@ -424,9 +424,9 @@ class Legs:
         """Why another attempt may do better than an engine's reply; None if the reply goes to the client.
 
         Another attempt may do better if the engine failed (a 5xx but 501), if it is full (which counts as no
-        failure of it), or if it lacks a model that others have. Any other 4xx is the client's own mistake,
-        unless the engine no longer has the rank that kvproxy named. (vLLM answers a decode leg whose hold is
-        gone with 500 or 200.)
+        failure of it), or if it lacks a model that others have (not if it lacks the route). Any other 4xx is
+        the client's own mistake, unless the engine no longer has the rank that kvproxy named. (vLLM answers a
+        decode leg whose hold is gone with 500 or 200.)
         """
         status = reply.status
         if status == 200:
@@ -440,6 +440,8 @@ class Legs:
                 self._watch.suspect(instance)
             return Reason.FULL
         if status == NOT_FOUND and instance is not None:
+            if isinstance(reply.body, bytes) and not call.request.dialect.lacks_model(reply.body):
+                return None
             self._watch.suspect(instance)  # the check also reads anew which models it serves
             return Reason.NOT_HERE if self._others_serve(instance, leg.phase, call.request.model) else None
         if status == 400 and self._rank_is_gone(chosen, reply):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.simulation.api.answers import Answers
+from proxy.simulation.api.batches import Scores, check_batch, check_scoring, parse_batch, parse_scoring
 from proxy.simulation.api.bodies import parse_chat, parse_completion
 from proxy.simulation.api.validation import Asked, Checker
 
@@ -28,3 +29,9 @@ ROUTES = (
     GeneratingRoute("/v1/chat/completions", parse_chat, Checker.chat, "chatcmpl"),
 )
 """The routes of vLLM 0.32 that kvproxy serves, too."""
+
+WHOLE_ROUTES = (
+    GeneratingRoute("/v1/chat/completions/batch", parse_batch, check_batch, "chatcmpl"),
+    GeneratingRoute("/generative_scoring", parse_scoring, check_scoring, "generative-scoring", Scores),
+)
+"""The routes that serve several prompts at once, which kvproxy passes to one engine whole."""

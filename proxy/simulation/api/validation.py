@@ -181,6 +181,18 @@ class Checker:
             body, model, lora, [prompt], limit, logprobs, body.get("prompt_logprobs"), chat=True
         )
 
+    def ids_of(self, given: str | list[int]) -> list[int]:
+        """What is given as a text or as token ids, as token ids."""
+        return self._tokenizer.encode(given) if isinstance(given, str) else given
+
+    def check_label(self, token: int) -> None:
+        """Raise BadRequestError for a label that the vocabulary does not have."""
+        if not 0 <= token < len(self._tokenizer):
+            raise BadRequestError(
+                f"label_token_id {token} is out of vocabulary range [0, {len(self._tokenizer)}). "
+                "Please provide valid token IDs."
+            )
+
     def _prompts(self, body: Mapping[str, Any]) -> list[list[int]]:
         prompt = body["prompt"]
         for text in [prompt] if isinstance(prompt, str) else prompt:

@@ -27,7 +27,7 @@ from proxy.simulation.api.errors import (
 )
 from proxy.simulation.api.generation import Choice, Generation
 from proxy.simulation.api.openapi import document
-from proxy.simulation.api.routes import GeneratingRoute
+from proxy.simulation.api.routes import ROUTES, WHOLE_ROUTES, GeneratingRoute
 from proxy.simulation.api.validation import Asked
 from proxy.simulation.engine.request import Request
 from proxy.simulation.engine.text import OutputText
@@ -43,6 +43,8 @@ _SCALE_OUT = (
     "/v1/completions/derender",
     "/v1/chat/completions/render",
     "/v1/chat/completions/derender",
+    "/v1/messages/render",
+    "/v1/responses/render",
 )
 
 
@@ -65,7 +67,10 @@ class Handlers:
             web.post("/detokenize", self.detokenize),
             web.post("/v1/messages/count_tokens", self.count_tokens),
         ]
-        self.routes += [web.post(route.path, self._generating(route)) for route in generating]
+        self.routes += [
+            web.post(route.path, self._generating(route)) for route in (*generating, *WHOLE_ROUTES)
+        ]
+        self.routes.append(web.post("/invocations", self.invocations))
         self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
         if engine.config.lora_updates:
             self.routes += [
@@ -189,6 +194,22 @@ class Handlers:
         body = parse_detokenize(await read_json(request))
         self._engine.checker.served(body.get("model"))
         return json_answer({"prompt": self._engine.tokenizer.decode(body["tokens"])})
+
+    async def invocations(self, request: web.Request) -> web.StreamResponse:
+        """Whichever generating request the body is, for SageMaker: chats are tried first."""
+        data = await read_json(request)
+        completions, chats = ROUTES
+        for route in (chats, completions):
+            try:
+                body = route.parse(data)
+            except BadRequestError:
+                continue
+            with self._engine.in_flight.one():
+                return await self._generate(request, route, body)
+        raise BadRequestError(
+            "Cannot find suitable handler for request. "
+            "Expected one of: ['ChatCompletionRequest', 'CompletionRequest']"
+        )
 
     def _generating(self, route: GeneratingRoute) -> Handler:
         async def generate(request: web.Request) -> web.StreamResponse:

@@ -341,12 +341,16 @@ def test_the_reference_is_what_is_declared(tmp_path: pathlib.Path) -> None:
     assert other.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
+def test_the_routes_are_those_that_are_served() -> None:
+    reference.main(["--check", str(ROOT / "docs" / "routes.md")])
+
+
 def test_a_page_of_another_name_is_refused(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         reference.main([str(tmp_path / "flags.md")])
-    assert "flags.md is none of settings.md, metrics.md" in capsys.readouterr().err
+    assert "flags.md is none of settings.md, metrics.md, routes.md" in capsys.readouterr().err
 
 
 def test_the_references_example_is_a_configuration(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,81 @@
+"""docs/routes.md has a line for every path that clients may ask, made of what serves it."""
+
+from collections.abc import Iterable
+
+from proxy.edge.app import CLIENTS, PROBES
+from proxy.edge.routes.openapi import description
+from proxy.request.dialects import DIALECTS
+from proxy.request.passing import PASSED, ROUTES, By, Carries, Whole
+
+_HEAD = """\
+# Routes
+
+<!-- Made by `python -m proxy.cli.reference docs/routes.md` of what serves the routes: change it there. -->
+
+What a client of vLLM may ask of kvproxy, and how each route is served. Anything else is answered with 404 in the one envelope,
+and reaches no engine. With `--api-key-file` every route here needs a client key, but for the probes. Operators' routes are in
+[operating.md](operating.md); `/openapi.json` describes all of them.
+
+## Split over prefill and decode engines
+
+| path | instances by | metrics |
+| --- | --- | --- |
+"""
+
+_WHOLE = """
+A prompt is computed on a prefill engine, its blocks are handed over, and a decode engine answers. What two legs would gain
+nothing for is served whole by one.
+
+## Served whole by one engine
+
+One decode engine, or one that does both, serves the request, and judges all of its body but the model. It has what every
+request has: its turn in the queue, deadlines, other attempts before its first byte, a line in the log and its `route` in the
+metrics. Nothing is handed over. The engine's status, headers and body reach the client, its 404 and 403 included: they say
+that its model, or its flags, have no such route, and the instance keeps its other requests. If it does not have the *model*
+and others do, one of these is asked.
+
+| path | what it does | instance by | body | metrics | |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+_KNOWN = f"""
+`--pass PATH` (may be repeated) adds paths of engines' own to these: requests with JSON bodies, placed by load, and counted as
+`{PASSED}`. A path that kvproxy serves already cannot be passed.
+
+## Answered from what is known
+
+No engine is asked for these.
+
+| path | what it answers |
+| --- | --- |
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    return "".join([_HEAD, *_split(), _WHOLE, *map(_whole, ROUTES), _KNOWN, *_known()])
+
+
+def _split() -> Iterable[str]:
+    for dialect in DIALECTS:
+        yield f"| `POST {dialect.path}` | {By.PROMPT} | `{dialect.name}` |\n"
+
+
+def _whole(route: Whole) -> str:
+    body = route.carries if route.carries is Carries.SOCKET else f"{route.carries}, {route.model}"
+    cells = (
+        f"`{route.method} {route.path}`",
+        route.does,
+        route.by,
+        body,
+        f"`{route.name}`",
+        route.more,
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _known() -> Iterable[str]:
+    paths = description()["paths"]
+    for route in (*CLIENTS, *PROBES):
+        summary = paths[route.path][route.method.lower()]["summary"]
+        yield f"| `{route.method} {route.path}` | {summary} |\n"
