@@ -56,8 +56,8 @@ def without_params(answer: bytes) -> bytes:
     """An answer without the params by which engines fetch its blocks from each other, which are not for
     clients.
 
-    From vLLM 0.33 on an answer to a decode leg may have them. Members that are null stay, and so does all
-    other text.
+    From vLLM 0.33 on an answer to a decode leg may have them, and so may the `response` of an event. Members
+    that are null stay, and so does all other text.
     """
     if not _has_params(answer):
         return answer
@@ -66,6 +66,9 @@ def without_params(answer: bytes) -> bytes:
     except _UNREADABLE:
         return answer
     kept = {name: raw for name, raw in members.items() if name not in TRANSFER_PARAMS or raw == _NULL}
+    if (inner := kept.get("response")) is not None and PARAMS in bytes(inner):
+        kept["response"] = msgspec.Raw(without_params(bytes(inner)))
+        return _encode(kept)
     return answer if len(kept) == len(members) else _encode(kept)
 
 

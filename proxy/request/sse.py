@@ -115,9 +115,10 @@ def _data(run: bytes, begin: int, end: int) -> bytes:
     return b"\n".join(line.removeprefix(b"data:").strip() for line in lines if line.startswith(b"data:"))
 
 
-def event_of(data: bytes) -> bytes:
-    """An event with this data, which MUST have no line breaks."""
-    return b"data: " + data + b"\n\n"
+def event_of(data: bytes, name: str = "") -> bytes:
+    """An event with this data, which MUST have no line breaks; `name`: its type, if it has one."""
+    named = f"event: {name}\n".encode() if name else b""
+    return named + b"data: " + data + b"\n\n"
 
 
 def with_data(event: bytes, data: bytes) -> bytes:

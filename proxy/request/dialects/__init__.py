@@ -9,11 +9,13 @@ To add a route, write a `Dialect` and name it in DIALECTS, or give it to `create
 from proxy.request.dialects.base import UNAUTHORIZED, Dialect, Failure, PromptMembers, Shape, Usage
 from proxy.request.dialects.chat import Chat
 from proxy.request.dialects.completions import Completions
+from proxy.request.dialects.responses import Responses
 
 CHAT = Chat()
 COMPLETIONS = Completions()
+RESPONSES = Responses(CHAT)
 
-DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
+DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS, RESPONSES)
 """The dialects that are served unless others are given."""
 
 TOKENIZED: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
@@ -23,6 +25,7 @@ __all__ = [
     "CHAT",
     "COMPLETIONS",
     "DIALECTS",
+    "RESPONSES",
     "TOKENIZED",
     "UNAUTHORIZED",
     "Chat",
@@ -30,6 +33,7 @@ __all__ = [
     "Dialect",
     "Failure",
     "PromptMembers",
+    "Responses",
     "Shape",
     "Usage",
 ]

@@ -118,3 +118,9 @@ def _status(code: Any) -> int:
     if isinstance(code, str) and code.isascii() and code.isdecimal() and len(code) == 3:
         code = int(code)
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
+
+
+def first_token_ms(metrics: object) -> float | None:
+    """The time to the first token that an engine tells in an answer's `metrics`; None if it tells none."""
+    told = metrics.get("time_to_first_token_ms") if isinstance(metrics, dict) else None
+    return told if isinstance(told, float) and told > 0 else None

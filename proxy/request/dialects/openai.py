@@ -136,7 +136,9 @@ class OpenAiDialect(Dialect):
         if min(usage.prompt_tokens or 0, details.cached_tokens or 0) < 0:
             raise ValueError("the answer counts fewer than 0 tokens")
         generated = usage.completion_tokens if isinstance(usage.completion_tokens, int) else None
-        return Usage(usage.prompt_tokens, details.cached_tokens, generated, _first_token_ms(read.metrics))
+        return Usage(
+            usage.prompt_tokens, details.cached_tokens, generated, choices.first_token_ms(read.metrics)
+        )
 
     def produces(self, data: bytes) -> bool:
         """As `Dialect`."""
@@ -185,8 +187,3 @@ def _is_streamed(body: Body) -> bool:
     if not stream:
         raise BadRequestError("stream_options can only be given when stream is true", param="stream_options")
     return stream
-
-
-def _first_token_ms(metrics: object) -> float | None:
-    told = metrics.get("time_to_first_token_ms") if isinstance(metrics, dict) else None
-    return told if isinstance(told, float) and told > 0 else None

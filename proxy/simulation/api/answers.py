@@ -35,10 +35,20 @@ class Answers:
 
     end: ClassVar[bytes | None] = b"[DONE]"
     """The data of a stream's last event, also after a failure; None if there is no such event."""
+    named: ClassVar[bool] = False
+    """Whether events have their type as a name."""
 
-    def failed(self, error: ApiError) -> dict[str, Any]:
-        """The event of a stream that failed."""
+    def failed(self, error: ApiError) -> dict[str, Any] | None:
+        """The event of a stream that failed; None if its connection is cut off instead."""
         return error.body()
+
+    def greeting(self, generation: Generation) -> list[dict[str, Any]]:  # noqa: ARG002  # there is none
+        """The events before anything is computed."""
+        return []
+
+    def events(self, piece: Piece) -> list[dict[str, Any]]:
+        """The events for one piece."""
+        return [self.chunk(piece)]
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         """The unstreamed answer."""

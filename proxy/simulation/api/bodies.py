@@ -124,7 +124,8 @@ _MAX_SALT_CHARS = 128
 _NEVER_IN_A_SALT = frozenset("@/\\\0")
 
 
-def _check_salt(salt: object) -> None:
+def check_salt(salt: object) -> None:
+    """Apply vLLM's rule for salts. Raises BadRequestError."""
     if salt is None:
         return
     if not isinstance(salt, str) or not salt:
@@ -143,7 +144,7 @@ def _before(body: Mapping[str, Any], top: str) -> None:
     if body.get("stream_options") and not body.get("stream"):
         message = "Stream options can only be defined when `stream=True`."
         raise BadRequestError.of(message, "stream_options")
-    _check_salt(body.get("cache_salt"))
+    check_salt(body.get("cache_salt"))
     for name in ("prompt_logprobs", top):
         value = body.get(name)
         if value is None:

@@ -1,5 +1,6 @@
 """Invariant: a generating route is one value: how bodies are read, what is served, how answers are worded."""
 
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,13 @@ from typing import Any
 from proxy.simulation.api.answers import Answers
 from proxy.simulation.api.batches import Scores, check_batch, check_scoring, parse_batch, parse_scoring
 from proxy.simulation.api.bodies import parse_chat, parse_completion
+from proxy.simulation.api.responses import ResponseAnswers, parse_response, response_id
 from proxy.simulation.api.validation import Asked, Checker
+
+
+def named_by_client(prefix: str, body: Mapping[str, Any], header: str | None) -> str:
+    """The id of an answer, which may be the client's own."""
+    return f"{prefix}-{header or body.get('request_id') or uuid.uuid4().hex[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +29,27 @@ class GeneratingRoute:
     id_prefix: str
     """The beginning of the ids of answers and of the engine's requests."""
     answers: type[Answers] = Answers
+    id_of: Callable[[str, Mapping[str, Any], str | None], str] = named_by_client
+    """Makes the id of an answer of the prefix, the body and the header X-Request-Id."""
+    stored: bool = False
+    """Whether answers may be stored, and be built upon."""
+    request_mark: str = ""
+    """What the ids of the engine's requests have behind that of the answer."""
 
 
 ROUTES = (
     GeneratingRoute("/v1/completions", parse_completion, Checker.completion, "cmpl"),
     GeneratingRoute("/v1/chat/completions", parse_chat, Checker.chat, "chatcmpl"),
+    GeneratingRoute(
+        "/v1/responses",
+        parse_response,
+        Checker.response,
+        "resp",
+        ResponseAnswers,
+        response_id,
+        stored=True,
+        request_mark="_0",
+    ),
 )
 """The routes of vLLM 0.32 that kvproxy serves, too."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from proxy.simulation.api.chat import images_of, render
 from proxy.simulation.api.errors import BadRequestError, NotFoundError
+from proxy.simulation.api.responses_as_chats import chat_of
 from proxy.simulation.api.sampling_rules import check_logprobs, check_sampling, check_tokens, sampling_of
 from proxy.simulation.engine.request import Image, Sampling
 from proxy.simulation.engine.text import mix
@@ -93,10 +94,16 @@ class Checker:
                 "add_generation_prompt when you want to add a header that will prompt it to start a new "
                 "assistant message instead."
             )
+        return self._rendered({**body, "tools": _tools(body.get("tools"))}, answerable=answerable)
+
+    def _rendered(self, body: Mapping[str, Any], *, answerable: bool = True) -> list[int]:
+        """The prompt of a conversation whose tools are as templates see them."""
+        continued = bool(body.get("continue_final_message"))
+        generation_prompt = body.get("add_generation_prompt", True)
         try:
             text = render(
                 body["messages"],
-                _tools(body.get("tools")),
+                body["tools"],
                 generation_prompt=generation_prompt,
                 continue_final=continued,
                 images=self._images,
@@ -192,6 +199,23 @@ class Checker:
                 f"label_token_id {token} is out of vocabulary range [0, {len(self._tokenizer)}). "
                 "Please provide valid token IDs."
             )
+
+    def response(self, body: Mapping[str, Any]) -> Asked:
+        """A request for a response that can be served. Raises BadRequestError or NotFoundError if it
+        cannot.
+        """
+        model, lora = self.served(body.get("model"))
+        limit = body.get("max_output_tokens")
+        self._check_room(limit, "max_output_tokens")
+        chat = chat_of(body, body.get("previous_messages") or ())
+        if body.get("tool_choice") == "none" and self._excludes_tools:
+            chat = {**chat, "tools": None}
+        given = (body.get("kv_transfer_params") or {}).get("prompt_token_ids")
+        prompt = self._fitted(self._rendered(chat) if given is None else list(given), body)
+        told = "message.output_text.logprobs" in (body.get("include") or ())
+        logprobs = (body.get("top_logprobs") or 0) if told else None
+        body = {**body, "messages": chat["messages"]}
+        return self._asked(body, model, lora, [prompt], limit, logprobs, None, chat=True)
 
     def _prompts(self, body: Mapping[str, Any]) -> list[list[int]]:
         prompt = body["prompt"]

@@ -102,6 +102,8 @@ class StandInConfig:
     """Whether /reset_prefix_cache exists, as with VLLM_SERVER_DEV_MODE=1."""
     lora_updates: bool = False
     """Whether adapters can be loaded and unloaded at run time, as with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
+    responses_store: bool = False
+    """Whether responses are stored, as with VLLM_ENABLE_RESPONSES_API_STORE=1."""
     keep_alive_s: float = 5.0
     admin: int | None = None
     """The port of the admin endpoint that commands faults."""

@@ -5,6 +5,7 @@ client leaves.
 """
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,12 +28,14 @@ from proxy.simulation.api.errors import (
 )
 from proxy.simulation.api.generation import Choice, Generation
 from proxy.simulation.api.openapi import document
+from proxy.simulation.api.responses import ResponseAnswers
 from proxy.simulation.api.routes import ROUTES, WHOLE_ROUTES, GeneratingRoute
 from proxy.simulation.api.validation import Asked
 from proxy.simulation.engine.request import Request
 from proxy.simulation.engine.text import OutputText
-from proxy.simulation.live.http_edge import EventStream, json_answer, read_json
+from proxy.simulation.live.http_edge import EventStream, cut, json_answer, read_json
 from proxy.simulation.live.rank import Rank
+from proxy.simulation.live.responses import stream_from_background
 
 if TYPE_CHECKING:
     from proxy.simulation.live.stand_in import StandIn
@@ -72,6 +75,13 @@ class Handlers:
         ]
         self.routes.append(web.post("/invocations", self.invocations))
         self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
+        stored = engine.responses
+        for route in generating:
+            if route.stored:
+                self.routes += [
+                    web.get(route.path + "/{response_id}", stored.retrieve, allow_head=False),
+                    web.post(route.path + "/{response_id}/cancel", stored.cancel),
+                ]
         if engine.config.lora_updates:
             self.routes += [
                 web.post("/v1/load_lora_adapter", self.load_adapter),
@@ -198,7 +208,7 @@ class Handlers:
     async def invocations(self, request: web.Request) -> web.StreamResponse:
         """Whichever generating request the body is, for SageMaker: chats are tried first."""
         data = await read_json(request)
-        completions, chats = ROUTES
+        completions, chats, *_ = ROUTES
         for route in (chats, completions):
             try:
                 body = route.parse(data)
@@ -227,16 +237,17 @@ class Handlers:
             # vLLM's order: first the model's name, then whether there is room, then all else.
             self._engine.checker.served(body.get("model"))
             self._engine.check_admission(body.get("n") or 1)
+            if route.stored:
+                body = self._engine.responses.built_on(body)
             asked = route.check(self._engine.checker, body)
             rank = self._rank(request)
         except ApiError:
             if params := body.get("kv_transfer_params"):
                 self._engine.ranks[0].reject(params)
             raise
-        given = request.headers.get("X-Request-Id") or body.get("request_id") or uuid.uuid4().hex[:16]
-        answer_id = f"{route.id_prefix}-{given}"
+        answer_id = route.id_of(route.id_prefix, body, request.headers.get("X-Request-Id"))
         session = _session_id(body, request.headers.get("X-Session-ID"))
-        generation = Generation(rank.model, self._choices(asked, answer_id, session))
+        generation = Generation(rank.model, self._choices(asked, answer_id + route.request_mark, session))
         config = self._engine.config
         answers = route.answers(
             asked=asked,
@@ -259,12 +270,30 @@ class Handlers:
                 generation.fail(error)
             else:
                 rank.submit(generation)
+            if isinstance(answers, ResponseAnswers) and body.get("background"):
+                return await self._in_background(request, rank, generation, answers)
             if generation.streamed:
                 return await self._stream(request, generation, answers)
             await generation.finished()
-            return json_answer(answers.whole(generation))
+            return json_answer(self._whole(answers, generation))
         finally:
-            rank.forget(generation)
+            if not body.get("background"):
+                rank.forget(generation)
+
+    def _whole(self, answers: Answers, generation: Generation) -> dict[str, Any]:
+        whole = answers.whole(generation)
+        if isinstance(answers, ResponseAnswers):
+            self._engine.responses.keep(answers, generation, whole)
+        return whole
+
+    async def _in_background(
+        self, request: web.Request, rank: Rank, generation: Generation, answers: ResponseAnswers
+    ) -> web.StreamResponse:
+        forget = functools.partial(rank.forget, generation)
+        stored = self._engine.responses.in_background(answers, generation, forget)
+        if generation.streamed:
+            return await stream_from_background(request, stored, 0)
+        return json_answer(stored.said)
 
     def _choices(self, asked: Asked, answer_id: str, session_id: str | None) -> list[Choice]:
         engine, body = self._engine, asked.body
@@ -306,24 +335,32 @@ class Handlers:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        out = EventStream(response, request)
+        out = EventStream(response, request, named=answers.named)
         opened = False
         try:
+            for event in answers.greeting(generation):
+                await out.send(event)
             while pieces := await generation.pieces():
                 if not opened:
                     opened = True
                     for chunk in answers.opening(generation):
                         await out.send(chunk)
                 for piece in pieces:
-                    await out.send(answers.chunk(piece))
+                    for event in answers.events(piece):
+                        await out.send(event)
             for chunk in answers.closing(generation):
+                if isinstance(answers, ResponseAnswers) and "response" in chunk:
+                    self._engine.responses.keep(answers, generation, chunk["response"])
                 await out.send(chunk)
         except ApiError as error:
             if isinstance(error, GenerationFailedError) and not opened:
                 # For vLLM that is an output like any other, so a chat names its roles first.
                 for chunk in answers.opening(generation):
                     await out.say(chunk)
-            await out.say(answers.failed(error))
+            told = answers.failed(error)
+            if told is None:
+                await cut(request)
+            await out.say(told)
         if answers.end is not None:
             await out.end(answers.end)
         await response.write_eof()

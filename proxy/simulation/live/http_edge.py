@@ -79,8 +79,10 @@ def json_answer(body: Any, status: int = 200, headers: Mapping[str, str] | None 
 class EventStream:
     """Server-sent events of one answer, cut off, held up or failing where a fault says so."""
 
-    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
+    def __init__(self, response: web.StreamResponse, request: web.Request, *, named: bool = False) -> None:
+        """`named`: whether each event has its type as a name."""
         self._response = response
+        self._named = named
         fault = request.get(FAULT)
         self._fault = fault if fault is not None and fault.kind in {"cut", "stall"} else None
         self._left = fault.after_bytes if fault is not None else 0
@@ -98,7 +100,8 @@ class EventStream:
 
     async def say(self, event: Any) -> None:
         """Send an event of a generation that failed."""
-        await self._write(b"data: " + encode(event) + b"\n\n")
+        name = f"event: {event['type']}\n".encode() if self._named else b""
+        await self._write(name + b"data: " + encode(event) + b"\n\n")
 
     async def end(self, mark: bytes) -> None:
         """Send the end of the stream."""

@@ -33,6 +33,7 @@ from proxy.simulation.live.http_edge import InFlight, echo_request_id, guard, le
 from proxy.simulation.live.metrics import EngineMetrics
 from proxy.simulation.live.publisher import Publisher
 from proxy.simulation.live.rank import Rank
+from proxy.simulation.live.responses import ResponseStore
 from proxy.simulation.live.side_channel import SideChannelClient
 from proxy.tasks import TaskOwner
 
@@ -81,6 +82,7 @@ class StandIn:
         self.seen: deque[Seen] = deque(maxlen=_REMEMBERED)
         self.asked: Counter[str] = Counter()
         """The number of requests, by path."""
+        self.responses = ResponseStore(keeps=self.config.responses_store)
         self.in_flight = InFlight()
         self.dead = False
         self.ended = asyncio.Event()
@@ -303,6 +305,7 @@ class StandIn:
             self._side_ports[number] = await rank.start(config.host, self._side_ports[number] or 0)
 
     async def _stop_engine(self) -> None:
+        await self.responses.close()
         for rank in self.ranks:
             await rank.stop()
         if self._client is not None:

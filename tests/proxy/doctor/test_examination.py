@@ -327,7 +327,7 @@ async def test_an_engine_that_renders_otherwise_than_it_tells() -> None:
         messages = [{"role": "system", "content": "Be brief."}, *body["messages"]]
         return checker.chat({**body, "messages": messages})
 
-    completions, chats = ROUTES
+    completions, chats, *_ = ROUTES
     async with case([{"routes": (completions, replace(chats, check=otherwise))}]) as engines:
         prefill = engines.prefill[0]
         found = await engines.examine(patience=IMPATIENT)
