@@ -42,6 +42,10 @@ _KNOWN = f"""
 `--pass PATH` (may be repeated) adds paths of engines' own to these: requests with JSON bodies, placed by load, and counted as
 `{PASSED}`. A path that kvproxy serves already cannot be passed.
 
+A form goes through as its client sends it: no more than 64 KiB of it are held, in which its field `model` is looked for (a model
+behind a longer file counts as not given), and it may not be longer than `--max-body-mb`. Once any of it was sent, it is not
+tried again.
+
 ## Answered from what is known
 
 No engine is asked for these.
@@ -77,5 +81,6 @@ def _whole(route: Whole) -> str:
 def _known() -> Iterable[str]:
     paths = description()["paths"]
     for route in (*CLIENTS, *PROBES):
-        summary = paths[route.path][route.method.lower()]["summary"]
-        yield f"| `{route.method} {route.path}` | {summary} |\n"
+        path = route.path.replace(":.+}", "}")
+        summary = paths[path][route.method.lower()]["summary"]
+        yield f"| `{route.method} {path}` | {summary} |\n"

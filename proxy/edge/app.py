@@ -139,7 +139,7 @@ def _check_key_files(config: Config) -> None:
             log.warning("%s %s can be read by others than its owner", flag, file)
 
 
-CLIENTS = [web.get("/v1/models", observe.models)]
+CLIENTS = [web.get("/v1/models", observe.models), web.get("/v1/models/{model:.+}", observe.model)]
 """What clients may ask beside the generating routes."""
 PROBES = [
     web.get("/health", observe.health),

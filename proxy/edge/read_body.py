@@ -103,7 +103,7 @@ async def read_body(
         if request.content.is_eof():  # most bodies have arrived with their heads
             data = request.content.read_nowait()
             if len(data) > service.config.max_body_mb << 20:
-                raise _too_large(service)
+                raise too_large(service)
             lease = visit.lease = service.bodies.lease(holder)
             return data, lease
         return await _in_pieces(request, visit, service, holder)
@@ -119,7 +119,7 @@ async def _in_pieces(
     limit_bytes = service.config.max_body_mb << 20
     announced_bytes = request.content_length or 0
     if announced_bytes > limit_bytes:
-        raise _too_large(service)
+        raise too_large(service)
     if not service.bodies.fits(holder, announced_bytes):
         raise _no_memory(service)
     lease = visit.lease = service.bodies.lease(holder)
@@ -128,7 +128,7 @@ async def _in_pieces(
     async with _in_time(request, visit.patience):
         while chunk := await request.content.readany():
             if len(data) + len(chunk) > limit_bytes:
-                raise _too_large(service)
+                raise too_large(service)
             hold(service, lease, len(data) + len(chunk))
             data += chunk
     return data, lease
@@ -140,7 +140,8 @@ def hold(service: Service, lease: BodyLease, size_bytes: int) -> None:
         raise _no_memory(service)
 
 
-def _too_large(service: Service) -> TooLargeError:
+def too_large(service: Service) -> TooLargeError:
+    """The error for a body over --max-body-mb."""
     return TooLargeError(f"the request body is over {service.config.max_body_mb} MiB (--max-body-mb)")
 
 
@@ -182,8 +183,13 @@ async def _in_time(request: web.Request, patience: Patience) -> AsyncIterator[No
     except TimeoutError:
         if not scope.expired():
             raise
-        raise RequestTimeoutError(
-            f"the request body came too slowly: less than {patience.body_least_bytes_s:g} bytes a second"
-            f" after {patience.body_grace_s:g} s, or nothing for {patience.body_stall_s:g} s",
-            headers={"Connection": "close"},
-        ) from None
+        raise too_slow(patience) from None
+
+
+def too_slow(patience: Patience) -> RequestTimeoutError:
+    """The error for a body that arrives more slowly than it may."""
+    return RequestTimeoutError(
+        f"the request body came too slowly: less than {patience.body_least_bytes_s:g} bytes a second"
+        f" after {patience.body_grace_s:g} s, or nothing for {patience.body_stall_s:g} s",
+        headers={"Connection": "close"},
+    )

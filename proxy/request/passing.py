@@ -60,6 +60,7 @@ class Whole(msgspec.Struct, frozen=True):
 
 
 _SCALED_OUT = "403 of engines without `--enable-scale-out`"
+_HEARS = "404 of engines whose model does not hear"
 _POOLS = "404 of engines whose model does not do it"
 
 ROUTES: tuple[Whole, ...] = (
@@ -95,6 +96,22 @@ ROUTES: tuple[Whole, ...] = (
     Whole("/v1/responses/render", "render", "The token ids of a response", more=_SCALED_OUT),
     Whole("/v1/completions/derender", "derender", "A completion of token ids", more=_SCALED_OUT),
     Whole("/v1/chat/completions/derender", "derender", "A chat's answer of token ids", more=_SCALED_OUT),
+    Whole(
+        "/v1/audio/transcriptions",
+        "transcriptions",
+        "The words of a recording",
+        carries=Carries.FORM,
+        model=Model.FIELD,
+        more=_HEARS,
+    ),
+    Whole(
+        "/v1/audio/translations",
+        "translations",
+        "The words of a recording in English",
+        carries=Carries.FORM,
+        model=Model.FIELD,
+        more=_HEARS,
+    ),
 )
 """The routes of vLLM 0.32 that are served whole."""
 

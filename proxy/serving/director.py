@@ -257,6 +257,8 @@ class Director:
                         self._watch.others_served(attempts.to_blame(self._legs.dead) - served_by)
                     return reply
                 self._give_back(attempts)
+                if call.upload is not None and call.upload.has_begun:
+                    break  # it cannot be sent again
                 if not await self._another(attempts):
                     break
         finally:

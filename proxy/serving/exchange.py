@@ -22,6 +22,7 @@ from proxy.request.dialects import Dialect, Failure
 from proxy.request.generation import GenerationRequest
 from proxy.request.judging import PARAMS, judge, wants_judging, without_params
 from proxy.request.sse import EventCutter, events, only_comments
+from proxy.request.uploads import Upload
 from proxy.scheduling.decision import Decision
 from proxy.serving.ends import Ends
 from proxy.serving.ports import Answer
@@ -100,6 +101,8 @@ class Call(msgspec.Struct, frozen=True):
     """As `Question.session`."""
     goal: Goal | None = None
     """As `Question.goal`."""
+    upload: Upload | None = None
+    """What its one leg carries in place of the body of the request; None: that body."""
 
 
 class Reply:

@@ -10,6 +10,7 @@ from proxy.fleet import Instance
 from proxy.headers import Headers
 from proxy.request.body import Encoded
 from proxy.request.generation import GenerationRequest
+from proxy.request.uploads import Upload
 from proxy.tokenizing import Tokenized
 
 
@@ -45,8 +46,28 @@ class Answer(Protocol):
         ...
 
 
+class Uploaded(Protocol):
+    """A leg whose body was sent as it arrived, and whose answer is still to come."""
+
+    async def answer(self) -> Answer:
+        """Wait for the head of its answer. Raises LegError."""
+        ...
+
+    def close(self) -> None:
+        """Wait no longer."""
+        ...
+
+
 class Client(Protocol):
     """Sends legs."""
+
+    async def upload(
+        self, instance: str, path: str, body: Upload, headers: Headers, limit_s: float
+    ) -> Uploaded:
+        """Send a request whose body is still arriving. Raises LegError, also if the engine reads nothing for
+        `limit_s` seconds, and what reading the body raises.
+        """
+        ...
 
     async def post(self, instance: str, path: str, body: Encoded, headers: Headers) -> Answer:
         """Send a request and wait for the head of its answer. Raises LegError."""

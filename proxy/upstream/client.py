@@ -13,6 +13,7 @@ from proxy.descriptors import Descriptors
 from proxy.errors import DeadlineError, LegBrokenError, TooLongError
 from proxy.headers import Headers
 from proxy.request.body import Encoded
+from proxy.request.uploads import Upload
 from proxy.tls import engine_context
 from proxy.upstream.bounds import in_words, max_bytes
 from proxy.upstream.connection import Connection, Take
@@ -133,6 +134,31 @@ class EngineAnswer:
         self.close()
 
 
+class Uploaded:
+    """A leg that was sent piece by piece, and whose answer is still to come. MUST be closed, or asked for its
+    answer.
+    """
+
+    def __init__(self, path: str, connection: Connection, pool: Pool) -> None:
+        self.connection = connection
+        self._path = path
+        self._pool = pool
+
+    async def answer(self) -> EngineAnswer:
+        """Wait for the head of the answer. Raises LegBrokenError if none comes."""
+        try:
+            await self.connection.head()
+        except BaseException:
+            self.close()
+            raise
+        return EngineAnswer(self._path, 0, self.connection, self._pool)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self.connection.drop()
+        self._pool.release(self.connection)
+
+
 class EngineClient:
     """One connection pool to all engines; use it as an async context manager."""
 
@@ -195,6 +221,27 @@ class EngineClient:
         Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some.
         """
         return self._request("POST", instance, path, body, headers)
+
+    async def upload(
+        self, instance: str, path: str, body: Upload, headers: Headers, limit_s: float
+    ) -> "Uploaded":
+        """Send a leg whose body is still arriving. It goes over a connection of its own: one that was used
+        might turn out to be closed, and the body cannot be sent again.
+
+        Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some,
+        DeadlineError if the engine reads nothing for `limit_s` seconds, and what reading the body raises.
+        """
+        try:
+            head = head_of("POST", instance, path, headers, None, self._authorization, upload=body)
+        except ValueError as error:
+            raise LegBrokenError(instance, f"no answer ({error})") from error
+        sent = Uploaded(path, await self._pool.fresh(instance), self._pool)
+        try:
+            await sent.connection.upload(head, body, limit_s)
+        except BaseException:
+            sent.close()
+            raise
+        return sent
 
     async def exchange(
         self,

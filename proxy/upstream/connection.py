@@ -13,6 +13,7 @@ from typing import cast
 from proxy.errors import DeadlineError, LegBrokenError
 from proxy.request.body import Encoded, Pieces
 from proxy.request.json_pieces import Buffer
+from proxy.request.uploads import Upload
 from proxy.upstream.answers import AnswerReader
 
 MAX_HELD_BYTES = 128 << 10
@@ -199,10 +200,34 @@ class Connection(asyncio.Protocol):
         if not parts or await self._write(parts):
             self._sent_whole = True
 
-    async def _write(self, parts: "list[Buffer]") -> bool:
-        """Write parts of a request once there is room. Returns False if the engine answers, or closes."""
+    async def upload(self, head: bytes, body: Upload, limit_s: float) -> None:
+        """Write a request whose body is still arriving. Returns early if the engine answers, or closes,
+        before its end.
+
+        Raises DeadlineError if the engine reads nothing for `limit_s` seconds, and what reading the body
+        raises: the connection is no use then.
+        """
+        self._sent_whole = False
+        self._at_head = True
+        parts: list[Buffer] = [head]
+        chunked = body.size_bytes is None
+        async for piece in body.pieces():
+            parts += [b"%x\r\n" % len(piece), piece, b"\r\n"] if chunked else [piece]
+            if not await self._write(parts, limit_s):
+                return
+            parts = []
+        if chunked:
+            parts.append(b"0\r\n\r\n")
+        if not parts or await self._write(parts, limit_s):
+            self._sent_whole = True
+
+    async def _write(self, parts: "list[Buffer]", limit_s: float | None = None) -> bool:
+        """Write parts of a request once there is room. Returns False if the engine answers, or closes.
+
+        Raises DeadlineError if there is none for `limit_s` seconds.
+        """
         while self._paused and self.is_open and not self._has_said:
-            await self._wait(None)
+            await self._wait(limit_s)
         if self._has_said or not self.is_open:
             return False
         self._must.write(b"".join(parts))  # `writelines` of some 3.12 and 3.13 does not call `pause_writing`

@@ -12,7 +12,11 @@ from proxy.edge.app import CLIENTS, OPERATORS, PROBES
 from proxy.simulation.live.faults import Fault
 from tests.helpers.service import ADMIN_KEY, Pair, ask, fleet, wait_until
 
-GETS = [route.path for route in CLIENTS + PROBES + OPERATORS if route.method == "GET"]
+GETS = [
+    route.path.replace("{model:.+}", "tiny")
+    for route in CLIENTS + PROBES + OPERATORS
+    if route.method == "GET"
+]
 
 
 async def of(pair: Pair, method: str, path: str, **headers: str) -> Any:

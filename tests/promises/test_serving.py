@@ -263,6 +263,10 @@ async def test_models_are_merged_and_unknown_ones_refused() -> None:
     async with engines(prefill=1, decode=1, loras=("alpha",)) as made, kvproxy(made.config()) as service:
         listed = [card["id"] for card in (await service.ask("/v1/models")).json["data"]]
         assert listed == ["tiny", "alpha"]
+        one = await service.ask("/v1/models/alpha")
+        assert (one.status, one.json["id"], one.json["parent"]) == (200, "alpha", "tiny")
+        none = await service.ask("/v1/models/some/model")
+        assert (none.status, none.json["error"]["message"]) == (404, "The model `some/model` does not exist.")
         answer = await service.complete("hi", model="gpt-4")
         assert answer.status == 404
         assert answer.json["error"]["code"] == 404

@@ -19,6 +19,7 @@ from proxy.edge.middlewares import LOAD_KEY, Load, cut_by_us, error_response
 from proxy.edge.read_body import hold, read_body
 from proxy.edge.relay import cut_stream
 from proxy.edge.routes.answer import answer
+from proxy.edge.routes.forms import form_request
 from proxy.edge.routes.salting import salted
 from proxy.edge.routes.story import Story
 from proxy.edge.visit import Visit, visit_of
@@ -38,6 +39,7 @@ from proxy.request.generation import GenerationRequest, read_request
 from proxy.request.outline import outline, signs_of
 from proxy.request.priorities import bounded, claimed
 from proxy.request.sessions import session_of
+from proxy.request.uploads import Upload
 from proxy.service import Service
 from proxy.serving.exchange import Call, Reply
 
@@ -140,9 +142,13 @@ async def _call(
             headers=RETRY_SOON | {"Connection": "close"},
             reason=reason,
         )
-    generation = await generation_request(request, service, visit, dialect)
-    if salts is not None:
-        generation = salted(salts, visit, generation)
+    upload: Upload | None = None
+    if dialect.takes_form:
+        generation, upload = await form_request(request, service, visit, dialect)
+    else:
+        generation = await generation_request(request, service, visit, dialect)
+        if salts is not None:
+            generation = salted(salts, visit, generation)
     headers, priority = (
         engine_headers(request, service),
         claimed(generation, request.headers.get(names.PRIORITY)),
@@ -158,6 +164,7 @@ async def _call(
         ticket=Ticket(client_of(request, visit, service.config.admission.client_header), priority),
         session=session_asked(request, service, generation),
         goal=goal_asked(request, visit),
+        upload=upload,
     )
 
 

@@ -21,7 +21,7 @@ from proxy.edge.routes.salting import salted_as_asked
 from proxy.edge.shown.explanation import explanation_shown
 from proxy.edge.shown.status import RankShown, instance_shown, rank_shown, status_shown
 from proxy.edge.visit import visit_of
-from proxy.errors import BadRequestError, UnavailableError, cut
+from proxy.errors import BadRequestError, NotFoundError, UnavailableError, cut
 from proxy.fleet import Instance
 from proxy.observability.page import page
 from proxy.request.dialects import Dialect
@@ -68,6 +68,20 @@ async def models(request: web.Request) -> web.Response:
     """`GET /v1/models`: the models that engines list, each once, with the longest context that some pair of
     instances can serve.
     """
+    return web.json_response({"object": "list", "data": list(_cards(request).values())})
+
+
+async def model(request: web.Request) -> web.Response:
+    """`GET /v1/models/{model}`: one of them. Raises NotFoundError."""
+    name = request.match_info["model"]
+    cards = _cards(request)
+    card = cards.get(name) or cards.get(name.removesuffix("/"))
+    if card is None:
+        raise NotFoundError(f"The model `{cut(name)}` does not exist.", param="model")
+    return web.json_response(card)
+
+
+def _cards(request: web.Request) -> dict[str, Mapping[str, Any]]:
     cards: dict[str, Mapping[str, Any]] = {}
     listing: defaultdict[str, list[Instance]] = defaultdict(list)
     for instance in request.app[SERVICE].fleet:
@@ -79,7 +93,7 @@ async def models(request: web.Request) -> web.Response:
         longest = longest_context(listing[name], alone=alone)
         if isinstance(entry.get("max_model_len"), int) and longest is not None and longest < math.inf:
             cards[name] = {**entry, "max_model_len": longest}
-    return web.json_response({"object": "list", "data": list(cards.values())})
+    return cards
 
 
 async def metrics(request: web.Request) -> web.Response:

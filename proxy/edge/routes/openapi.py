@@ -2,7 +2,7 @@
 
 The file `openapi.json` beside this one holds the description. Three parts are added: the schemas of what
 operators ask and get, which are made of the structs that are served (`edge/shown/schemas.py`), the generating
-routes, and those that one engine serves whole. For these two the file has a pattern each
+routes, and those that one engine serves whole. For these the file has patterns
 (`components.pathItems`), which a dialect, or a row of `request/passing.py`, fills in. A test holds the paths
 of the description to those that the application routes.
 """
@@ -19,7 +19,7 @@ from aiohttp import web
 from proxy.edge.app_keys import SPOKEN, WHOLE
 from proxy.edge.shown.schemas import schemas
 from proxy.request.dialects import DIALECTS, Dialect
-from proxy.request.passing import ROUTES, Whole
+from proxy.request.passing import ROUTES, Carries, Whole
 
 PATH = "/openapi.json"
 EXPLAIN = "/explain"
@@ -46,7 +46,7 @@ def description(
         each for each in document["paths"][EXPLAIN]["post"]["parameters"] if each.get("name") == ROUTE
     )
     named["schema"]["enum"] = [*routes]
-    passing = {route.path: _whole(route, patterns["Whole"], generating) for route in whole}
+    passing = {route.path: _whole(route, patterns["Whole"], patterns["Form"], generating) for route in whole}
     document["paths"] = routes | passing | document["paths"]
     return document
 
@@ -63,12 +63,16 @@ def _route(dialect: Dialect, generating: Mapping[str, Any]) -> dict[str, Any]:
     return item
 
 
-def _whole(route: Whole, pattern: Mapping[str, Any], generating: Mapping[str, Any]) -> dict[str, Any]:
+def _whole(
+    route: Whole, pattern: Mapping[str, Any], form: Mapping[str, Any], generating: Mapping[str, Any]
+) -> dict[str, Any]:
     """The item of a route that is served whole: its answers are those of a generating route, and more."""
     operation: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(pattern["post"]))
     answers = generating["post"]["responses"]
     operation["operationId"] = _camel(route.path.strip("/"))
     operation["summary"] = route.does
+    if route.carries is Carries.FORM:
+        operation["requestBody"] = form["post"]["requestBody"]
     if route.more:
         operation["description"] += f" {route.more[:1].upper()}{route.more[1:]}."
     operation["responses"] = answers | operation["responses"]

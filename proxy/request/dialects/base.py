@@ -95,6 +95,9 @@ class Dialect(abc.ABC):
     """Whether its requests have prompts; without, they are placed by load alone, and nobody misses the
     tokens."""
 
+    takes_form: ClassVar[bool] = False
+    """Whether its requests are multipart forms, which one engine gets as they arrive."""
+
     @abc.abstractmethod
     def read(self, body: Body) -> Shape:
         """Apply the engine's rules to the members that `first_token_only` replaces. Raises BadRequestError.

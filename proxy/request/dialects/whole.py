@@ -158,13 +158,21 @@ def _whole(shape: Shape) -> Shape:
     return msgspec.structs.replace(shape, whole=True)
 
 
+class _Form(WholeDialect):
+    """A multipart form."""
+
+    takes_form = True
+
+
 _OF_PROMPTS: Mapping[str, type[WholeDialect]] = {"chat_batch": _ChatBatch, "invocations": _Invocations}
 
 
 def whole_dialects(routes: Iterable[Whole]) -> tuple[WholeDialect, ...]:
-    """The dialects of the rows whose requests are JSON."""
-    return tuple(
-        (_OF_PROMPTS[route.name] if route.by is By.PROMPT else WholeDialect)(route)
-        for route in routes
-        if route.carries is Carries.JSON
-    )
+    """The dialects of the rows whose requests have bodies."""
+    return tuple(_dialect(route) for route in routes if route.carries is not Carries.SOCKET)
+
+
+def _dialect(route: Whole) -> WholeDialect:
+    if route.carries is Carries.FORM:
+        return _Form(route)
+    return (_OF_PROMPTS[route.name] if route.by is By.PROMPT else WholeDialect)(route)

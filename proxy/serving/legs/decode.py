@@ -178,9 +178,15 @@ class DecodeLegs:
         leg.pulls_from = fetched_from if custody is None else custody.instance
         placed.decode_leg.add(leg.close)
         try:
+            sent = None
+            if call.upload is not None:  # which takes as long as the client does
+                sent = await self._legs.upload(leg, call, call.upload, self._rules.deadlines.chunk_s)
             first_byte_s = self._rules.deadlines.first_byte_s + more_s
             with within(first_byte_s, chosen.instance, "the decode leg's first byte"):
-                answer = await self._legs.send(leg, call, body)
+                if sent is None:
+                    answer = await self._legs.send(leg, call, body)
+                else:
+                    answer = await self._legs.uploaded(leg, call, sent)
                 if answer.is_event_stream and answer.status == 200:
                     stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
                     if (failure := await stream.begin()) is None:

@@ -25,15 +25,16 @@ from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.why import FAILS_LEGS, Why
 from proxy.happenings import LegBegan, LegEnded, Tell
-from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, value_of
+from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, Headers, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
+from proxy.request.uploads import Upload
 from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
 from proxy.serving.exchange import Call, Reply
 from proxy.serving.learning import Learnt
 from proxy.serving.placed import Placed
-from proxy.serving.ports import Answer, Client, Watch
+from proxy.serving.ports import Answer, Client, Uploaded, Watch
 
 log = logging.getLogger(__name__)
 
@@ -307,17 +308,51 @@ class Legs:
         The leg MUST `end` before its claim does.
         """
         chosen = leg.chosen
-        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
-        instance = self._fleet.get(chosen.instance)
-        if instance is not None and len(instance.ranks) > 1:
-            headers.append((DATA_PARALLEL_RANK, str(chosen.rank)))
-        leg.sent(instance)
+        headers = self._sends(leg, call)
         try:
             answer = await self._client.post(chosen.instance, call.request.dialect.path, body, headers)
         except BaseException:
             leg.end()
             raise
+        self._answers(leg, call, answer)
+        return answer
+
+    async def upload(self, leg: Leg, call: Call, body: Upload, limit_s: float) -> Uploaded:
+        """Send a leg whose body is still arriving. Raises LegError, also if its engine reads nothing for
+        `limit_s` seconds, and what reading the body raises.
+        """
+        headers = self._sends(leg, call)
+        try:
+            return await self._client.upload(
+                leg.chosen.instance, call.request.dialect.path, body, headers, limit_s
+            )
+        except BaseException:
+            leg.end()
+            raise
+
+    async def uploaded(self, leg: Leg, call: Call, sent: Uploaded) -> Answer:
+        """Wait for the head of the answer to such a leg. Raises LegError."""
+        try:
+            answer = await sent.answer()
+        except BaseException:
+            leg.end()
+            raise
+        self._answers(leg, call, answer)
+        return answer
+
+    def _sends(self, leg: Leg, call: Call) -> Headers:
+        """A leg is being sent. Returns its headers."""
+        headers = [*call.headers, (REQUEST_ID, call.leg_id)]
+        instance = self._fleet.get(leg.chosen.instance)
+        if instance is not None and len(instance.ranks) > 1:
+            headers.append((DATA_PARALLEL_RANK, str(leg.chosen.rank)))
+        leg.sent(instance)
+        return headers
+
+    def _answers(self, leg: Leg, call: Call, answer: Answer) -> None:
+        """The head of a leg's answer is there."""
         leg.answered(answer)
+        instance = leg.instance
         if answer.status in FULL:
             retry_after = value_of(RETRY_AFTER, answer.headers)
             self._said_full(leg, retry_after_s(retry_after, self._wall_clock()))
@@ -327,7 +362,6 @@ class Legs:
             self.took(leg)
         if instance is not None and instance.denials and answer.status == 200:
             instance.denials.served(call.request.model)
-        return answer
 
     def streams(self, leg: Leg, call: Call, question: Question, *, in_turn: bool) -> Streaming | None:
         """A leg's first token is there: tell it. `in_turn`: as `LegBegan.in_turn`.

@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -35,6 +35,7 @@ from proxy.phases import Phase, Role
 from proxy.request import dialects
 from proxy.request.body import Encoded
 from proxy.request.generation import read_request
+from proxy.request.uploads import Upload
 from proxy.scheduling.placement import Placement
 from proxy.serving.director import Director
 from proxy.serving.exchange import Call, Reply
@@ -113,6 +114,11 @@ class Engines:
             raise FAULTS[words](instance)
         self.answers.append(Answer(instance, words))
         return self.answers[-1]
+
+    async def upload(
+        self, instance: str, path: str, body: Upload, headers: Headers, limit_s: float
+    ) -> NoReturn:
+        raise AssertionError("no upload is sent here")
 
 
 def _leg(body: dict[str, Any]) -> str:
