@@ -22,6 +22,7 @@ from tests.fleets import LEASE_S
 
 TOKENS = 100
 EVENTS_S = 10
+FOLLOWED_S = 30  # a replay of all that other tests have stored there
 AT_REST_S = 5
 
 
@@ -85,6 +86,13 @@ async def test_answers_are_the_plain_engines_by_one_leg_and_by_two(
         return answer
 
     short = asked(path, 40, f"short {stream}", stream=stream)
+
+    async def followed() -> bool:
+        decision = (await explain(session, bypassing, short)).decision
+        candidates = decision["prefill"]["candidates"] + decision["decode"]["candidates"]
+        return all(each["index"] == "exact" for each in candidates)
+
+    await wait_until(followed, FOLLOWED_S, "the engines' earlier events are known")
     assert (await served(short, "short")).predicted == 0
     long = asked(path, 200, f"long {stream}", stream=stream)
     first = await served(long, None)
