@@ -101,8 +101,6 @@ class Fitted(msgspec.Struct, frozen=True):
     error_p90: float | None
     factors: dict[str, float]
     """How many times as long as most each instance takes; of a transfer, each pair that was observed."""
-    errors: dict[str, float]
-    """Of each of these, the error that half of its last predictions did not exceed."""
 
 
 class LatencyModel:
@@ -418,7 +416,6 @@ def _fitted(kind: str, fits: Fits[K], names: Sequence[str], called: Callable[[K]
             error_p50=pool.errors.quantile(0.5),
             error_p90=pool.errors.quantile(0.9),
             factors={called(key): factor for key, factor in pool.factors().items()},
-            errors={called(key): error for key, error in pool.member_errors().items()},
         )
         for name, pool in fits.pools()
         if pool.observations

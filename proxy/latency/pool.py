@@ -71,7 +71,6 @@ class Member:
         "_passed_over",
         "assumed",
         "count",
-        "errors",
         "estimate",
         "factor",
         "log_factor",
@@ -87,7 +86,6 @@ class Member:
         """The factor's logarithm that it began with; None if that is what most of the pool have."""
         self.count = 0
         """Observations in the window."""
-        self.errors = RunningError(WINDOW)
         self._drift = 0.0
         self._attentive = self._passed_over = 0
 
@@ -172,11 +170,6 @@ class Pool(Generic[K]):
             if member.count
         }
 
-    def member_errors(self) -> dict[K, float]:
-        """The median error of the last predictions of each member that was observed."""
-        found = {key: member.errors.quantile(0.5) for key, member in self.members.items()}
-        return {key: error for key, error in found.items() if error is not None}
-
     def join(self, key: K, log_factor: float | None = None) -> Member:
         """Add a member, by default as most are; `log_factor` if it is known from an earlier time."""
         member = Member(self._size, self.centre if log_factor is None else log_factor, log_factor)
@@ -202,7 +195,6 @@ class Pool(Generic[K]):
         formula = self._fit.predict(features)
         predicted = formula * member.factor
         self.errors.add(predicted, value)
-        member.errors.add(predicted, value)
         away = math.log(value / predicted)
         settled = self.observations >= SETTLED and member.count >= WINDOW
         if settled and not member.teaches(away, self._spread):

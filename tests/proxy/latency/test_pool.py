@@ -117,7 +117,6 @@ def test_its_error_is_of_predictions_made_before() -> None:
     before = predicted(pool, member, 1000)
     pool.learn(member, (1.0, 1000.0), 30.0)
     assert pool.errors.quantile(1.0) == pytest.approx(abs(before - 30) / 30)
-    assert pool.member_errors() == {"a": pool.errors.quantile(0.5)}
 
 
 @given(
