@@ -253,13 +253,27 @@ class LegBegan(Happening, frozen=True):
     """When it was sent, in seconds of the monotonic clock; as `at`, when the token came."""
     at: float
     prompt_tokens: int
-    """The prompt's length; estimated if it is not known."""
+    """The prompt's length, of several prompts on average; estimated if it is not known."""
     uncached: int | None
     """As `LegEnded.uncached`."""
     pulled_from: str | None = None
     """As `LegEnded.pulled_from`."""
     in_turn: bool = True
     """Whether the blocks that it fetched were there as it was sent."""
+    sequences: int = 1
+    """How many answers are generated at once: several to one prompt, and those to several prompts."""
+
+
+class LegSent(Happening, frozen=True):
+    """A leg is sent whose answer comes whole; told only where somebody wants to know."""
+
+    instance: str
+    rank: int
+    at: float
+    """As `LegEnded.began_at`."""
+    prompt_tokens: int
+    """As `LegBegan.prompt_tokens`; so is the next."""
+    sequences: int = 1
 
 
 class LegEnded(Happening, frozen=True):
@@ -281,7 +295,7 @@ class LegEnded(Happening, frozen=True):
     """Tokens of the prompt to compute or to fetch, by the decision; None if the prompt is not known."""
     prompt_tokens: int | None = None
     """The engine's count for a prefill leg that was served; as `LegBegan.prompt_tokens` for one that brought
-    a first token; else None."""
+    a first token, or of which `LegSent` was told; else None."""
     predicted: int | None = None
     """Cached tokens that the index predicted. This and the next are set for prefill legs that were served."""
     reported: int | None = None
@@ -296,6 +310,10 @@ class LegEnded(Happening, frozen=True):
     """The instance whose blocks it was to fetch; None if it computed its prompt."""
     generated: int | None = None
     """Tokens of its stream, counted by events; None if nobody counted: only some streams are."""
+    sequences: int = 1
+    """As `LegBegan.sequences`; 1 for each prompt of a prefill leg."""
+    whole: bool = False
+    """Whether `LegSent` was told of it."""
 
     @property
     def seconds(self) -> float:

@@ -1,5 +1,5 @@
 """A claim counts on its instance from the decision until its leg has ended, and never after; as work of
-prefill it counts until its prompt is computed.
+prefill it counts until its prompt is computed, and its answer grows from its first token on.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from proxy.fleet.instance import Instance
 from proxy.fleet.load import RankLoad
-from proxy.fleet.work import Computing
+from proxy.fleet.work import Answer, Computing
 from proxy.phases import Phase
 
 
@@ -23,6 +23,10 @@ class Timing(NamedTuple):
     """Whether it is seen when the prompt is computed: by a first token, or the answer of a prefill leg."""
     adapter: str | None = None
     """The LoRA adapter that it is for; None for the model itself."""
+    prompts: int = 1
+    """How many it has."""
+    sequences: int = 1
+    """How many answers it generates at once, to all of these together."""
 
 
 class _Timed:
@@ -35,32 +39,28 @@ class _Timed:
         self._load = load
         self._work = work = load.work
         self._clock = timing.clock
+        self._answer: Answer | None = None
+        if phase is Phase.DECODE:
+            contexts = prompt_tokens * timing.sequences // timing.prompts
+            self._answer = work.takes(contexts, timing.sequences)
         self._computing: Computing | None = None
         if timing.work_ms > 0:
-            self._computing = work.computes(timing.work_ms, now, told=timing.told)
-        self._answer: tuple[int, float] | None = None
+            self._computing = work.computes(timing.work_ms, now, told=timing.told, answer=self._answer)
         self._adapter: tuple[str, float] | None = None
-        if phase is Phase.DECODE:
-            self._answer = prompt_tokens, now
-            work.streams_from(prompt_tokens, now)
-            if timing.adapter is not None:
-                self._adapter = timing.adapter, now
-                load.adapters.begin(timing.adapter)
+        if phase is Phase.DECODE and timing.adapter is not None:
+            self._adapter = timing.adapter, now
+            load.adapters.begin(timing.adapter)
 
     def computed(self) -> None:
-        computing, self._computing = self._computing, None
-        if computing is None:
-            return
         now = self._clock()
-        if computing.told:
-            self._work.computed(computing, now)
-        else:
-            self._work.left(computing, now)
+        computing, self._computing = self._computing, None
+        if computing is not None:
+            if computing.told:
+                self._work.computed(computing, now)
+            else:
+                self._work.left(computing, now)
         if self._answer is not None:
-            prompt_tokens, began = self._answer
-            self._work.streams_no_more(prompt_tokens, began)
-            self._work.streams_from(prompt_tokens, now)
-            self._answer = prompt_tokens, now
+            self._work.generates(self._answer, now)
 
     def end(self, *, served: bool) -> None:
         """The leg is over; `served`: its end shows that its prompt was computed."""
@@ -70,7 +70,7 @@ class _Timed:
             self._work.left(self._computing, self._clock())
             self._computing = None
         if self._answer is not None:
-            self._work.streams_no_more(*self._answer)
+            self._work.answered(self._answer)
         if self._adapter is not None:
             adapter, began = self._adapter
             self._load.adapters.end(adapter, self._clock() - began)
@@ -123,8 +123,8 @@ class Claim:
             self._timed = _Timed(instance.load.on(phase, rank), phase, tokens, timing)
 
     def computed(self) -> None:
-        """The prompt is computed: what the leg does from now on is no work of prefill. A second call does
-        nothing, nor one after the end.
+        """The prompt is computed, or fetched: what the leg does from now on is no work of prefill, and its
+        answer grows. A second call does nothing, nor one after the end.
         """
         if self._running and self.prefill_tokens:
             self.instance.load.computed(self.phase, self.rank, self.prefill_tokens)

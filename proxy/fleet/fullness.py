@@ -55,8 +55,10 @@ class Fullness:
         self._unrefused_s = unrefused_s
         self.legs = 0
         """How many legs were sent there and have not ended."""
-        self.all_legs = 0
-        """How many legs were ever sent there."""
+        self.sequences = 0
+        """How many sequences these are for the engine, which counts each answer of a leg."""
+        self.all_sequences = 0
+        """How many were ever sent there."""
         self.is_known = False
         """Whether the engine has a window that may still count: a quick look for every decision."""
         self._most: int | None = None
@@ -67,20 +69,22 @@ class Fullness:
         self._tried_at: float | None = None
         """When the leg that tries the window was sent; None if none does."""
 
-    def sent(self, now: float) -> bool:
-        """A leg is sent to the engine. True if it tries the window: from now on the lapse of time may widen
-        it.
+    def sent(self, now: float, sequences: int = 1) -> bool:
+        """A leg for so many sequences is sent to the engine. True if it tries the window: from now on the
+        lapse of time may widen it.
         """
         self.legs += 1
-        self.all_legs += 1
+        self.sequences += sequences
+        self.all_sequences += sequences
         if self._most is None or self._tried_at is not None or now < self._until or self.legs <= self._most:
             return False
         self._tried_at = now
         return True
 
-    def ended(self) -> None:
-        """A leg that was sent to the engine has ended."""
+    def ended(self, sequences: int = 1) -> None:
+        """A leg for so many sequences that was sent to the engine has ended."""
         self.legs -= 1
+        self.sequences -= sequences
 
     def said(self, now: float, legs: int, sent_at: float, come_back_s: float | None = None) -> None:
         """The engine refused a leg that was sent at `sent_at`, while it ran `legs` others of ours.

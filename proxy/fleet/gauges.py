@@ -20,8 +20,8 @@ class Gauges(msgspec.Struct, frozen=True):
     """The share of its KV blocks in use, from 0 to 1 (`vllm:kv_cache_usage_perc`); of several ranks the
     highest."""
     own: int
-    """Legs of this process that were there at any moment of the question: at least as many as the engine can
-    have counted."""
+    """Sequences of this process that were there at any moment of the question, a leg for several answers
+    counted as often: at least as many as the engine can have counted."""
     adapter_slots: int = 0
     """How many LoRA adapters it computes for at once; 0 if it does not tell."""
     adapters: frozenset[str] = frozenset()

@@ -6,20 +6,40 @@ it came to the head; so much of it as has passed since then counts as done, but 
 really is shows only in the first tokens that it sends. Where these are not seen, because the answer comes as
 a whole, a prompt counts as computed when it should be, and when a later one is.
 
+An answer takes its place beside the others from its claim on, since it will run there; its context grows only
+from its first token on.
+
 Times are seconds of any one monotonic clock, passed in. Each verb and each question takes constant time.
 """
 
+import math
 from collections import deque
+
+
+class Answer:
+    """The answer of a leg that is generated, or is about to be; or its answers."""
+
+    __slots__ = ("began_s", "prompt_tokens", "sequences")
+
+    def __init__(self, prompt_tokens: int, sequences: int) -> None:
+        """`prompt_tokens`: behind all of them together."""
+        self.prompt_tokens = prompt_tokens
+        self.sequences = sequences
+        self.began_s: float | None = None
+        """When its first token came; None before."""
 
 
 class Computing:
     """A prompt that is to be computed."""
 
-    __slots__ = ("over", "told", "work_ms")
+    __slots__ = ("answer", "over", "told", "work_ms")
 
-    def __init__(self, work_ms: float, *, told: bool) -> None:
-        """`work_ms`: how long that is predicted to take alone; `told`: whether its end will be seen."""
+    def __init__(self, work_ms: float, answer: Answer | None, *, told: bool) -> None:
+        """`work_ms`: how long that is predicted to take alone; `answer`: what the same leg generates then;
+        `told`: whether its end will be seen.
+        """
         self.work_ms = work_ms
+        self.answer = answer
         self.told = told
         self.over = False
 
@@ -27,7 +47,15 @@ class Computing:
 class Work:
     """What is predicted of one rank."""
 
-    __slots__ = ("_began_sum_s", "_queue", "_since_s", "_work_ms", "prompt_tokens", "streams")
+    __slots__ = (
+        "_began_sum_s",
+        "_generating",
+        "_queue",
+        "_since_s",
+        "_work_ms",
+        "prompt_tokens",
+        "streams",
+    )
 
     def __init__(self) -> None:
         self._queue: deque[Computing] = deque()
@@ -39,17 +67,21 @@ class Work:
         """How many answers are generated, or are about to be."""
         self.prompt_tokens = 0
         """The prompts' tokens of these."""
+        self._generating = 0
+        """How many of these have begun."""
         self._began_sum_s = 0.0
-        """When they began, added up."""
+        """When these began, added up."""
 
     # -- prompts ------------------------------------------------------------------------------------------
 
-    def computes(self, work_ms: float, now_s: float, *, told: bool = True) -> Computing:
-        """A prompt is to be computed from now on."""
+    def computes(
+        self, work_ms: float, now_s: float, *, told: bool = True, answer: Answer | None = None
+    ) -> Computing:
+        """A prompt is to be computed from now on, and then `answer` generated behind it."""
         self._advance(now_s)
         if not self._queue:
             self._since_s = now_s
-        computing = Computing(work_ms, told=told)
+        computing = Computing(work_ms, answer, told=told)
         self._queue.append(computing)
         self._work_ms += work_ms
         return computing
@@ -64,7 +96,9 @@ class Work:
         while (head := self._queue[0]) is not computing and not head.told:
             self._pop()
             self._since_s = now_s
+            self._answers(head, now_s)
         self._remove(computing, now_s)
+        self._answers(computing, now_s)
 
     def left(self, computing: Computing, now_s: float) -> None:
         """A prompt will not be computed, or nobody has seen whether it was. A second call does nothing."""
@@ -97,8 +131,13 @@ class Work:
                 break
             self._pop()
             self._since_s = end_s
+            self._answers(head, end_s)
         if not queue:
             self._work_ms = 0.0
+
+    def _answers(self, computing: Computing, at_s: float) -> None:
+        if computing.answer is not None:
+            self.generates(computing.answer, at_s)
 
     def _remove(self, computing: Computing, now_s: float) -> None:
         queue = self._queue
@@ -122,18 +161,30 @@ class Work:
 
     # -- answers ------------------------------------------------------------------------------------------
 
-    def streams_from(self, prompt_tokens: int, began_s: float) -> None:
-        """An answer behind so long a prompt is generated from now on."""
-        self.streams += 1
+    def takes(self, prompt_tokens: int, sequences: int = 1) -> Answer:
+        """An answer behind so long a prompt is about to be generated, or several behind so much together."""
+        self.streams += sequences
         self.prompt_tokens += prompt_tokens
-        self._began_sum_s += began_s
+        return Answer(prompt_tokens, sequences)
 
-    def streams_no_more(self, prompt_tokens: int, began_s: float) -> None:
-        """An answer that began then is over."""
-        self.streams -= 1
-        self.prompt_tokens -= prompt_tokens
-        self._began_sum_s = self._began_sum_s - began_s if self.streams else 0.0
+    def generates(self, answer: Answer, at_s: float) -> None:
+        """Its first token came then. A second call does nothing, nor one after its end."""
+        if answer.began_s is None:
+            answer.began_s = at_s
+            self._generating += answer.sequences
+            self._began_sum_s += answer.sequences * at_s
+
+    def answered(self, answer: Answer) -> None:
+        """An answer is over, or does not come; once."""
+        self.streams -= answer.sequences
+        self.prompt_tokens -= answer.prompt_tokens
+        if answer.began_s is None:
+            answer.began_s = math.inf
+        else:
+            self._generating -= answer.sequences
+            began_sum_s = self._began_sum_s - answer.sequences * answer.began_s
+            self._began_sum_s = began_sum_s if self._generating else 0.0
 
     def generated_s(self, now_s: float) -> float:
         """How long these answers have been generated by now, added up."""
-        return max(self.streams * now_s - self._began_sum_s, 0.0)
+        return max(self._generating * now_s - self._began_sum_s, 0.0)

@@ -7,7 +7,8 @@
                 the prompts that were computed meanwhile
 
 Legs that failed or were left may have been worked on, nobody knows how long: times that overlap them teach
-nothing, nor do those of instances where others' prompts are computed.
+nothing, nor do those of instances where others' prompts are computed. Answers that come whole show neither a
+first token nor a step; from their sending to their end they count among what is generated beside.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from proxy.happenings import Checked, Happening, InstanceRemoved, LegBegan, LegEnded
+from proxy.happenings import Checked, Happening, InstanceRemoved, LegBegan, LegEnded, LegSent
 from proxy.latency.fits import PoolName
 from proxy.latency.model import LatencyModel
 from proxy.latency.service_times import Leg
@@ -78,7 +79,7 @@ class Gauges(Protocol):
 class LatencyLearner:
     """Feeds a model; a consumer of happenings."""
 
-    hears = (LegBegan, LegEnded, Checked, InstanceRemoved)
+    hears = (LegBegan, LegSent, LegEnded, Checked, InstanceRemoved)
 
     def __init__(self, model: LatencyModel, pool_of: Callable[[str], PoolName | None]) -> None:
         """`pool_of`: the role and the model of an instance; None if it is not there."""
@@ -95,6 +96,8 @@ class LatencyLearner:
         match happening:
             case LegBegan():
                 self._leg_began(happening)
+            case LegSent():
+                self._leg_sent(happening)
             case LegEnded():
                 self._leg_ended(happening)
             case Checked(instance=instance):
@@ -165,7 +168,14 @@ class LatencyLearner:
             self._prefilled(instance, rank, prompt, streams)
         else:
             self._fetched(leg, leg.pulled_from, streams)
-        streams.began(leg.at, leg.prompt_tokens, step_ms)
+        streams.began(leg.at, leg.prompt_tokens, step_ms, leg.sequences)
+
+    def _leg_sent(self, leg: LegSent) -> None:
+        if not self._is_there(leg.instance):
+            return
+        streams = self._streams_of(leg.instance, leg.rank)
+        step_ms = streams.step_ms = self._step_ms(leg.instance, streams)
+        streams.began(leg.at, leg.prompt_tokens, step_ms, leg.sequences)
 
     def _fetched(self, leg: LegBegan, pulled_from: str, streams: Streams) -> None:
         """A leg has fetched its prompt: learn how long that took, where it can be told."""
@@ -189,6 +199,8 @@ class LatencyLearner:
             streams.computed(leg.began_at, leg.ended_at, ms)
 
     def _leg_ended(self, leg: LegEnded) -> None:
+        if leg.whole:
+            self._whole_ended(leg)
         untouched = leg.first_token_at is None and leg.outcome in UNTOUCHED
         if untouched or not self._is_there(leg.instance):
             return
@@ -199,6 +211,12 @@ class LatencyLearner:
             self._stream_ended(leg, leg.first_token_at)
         elif leg.pulled_from is None or leg.outcome != SERVED:
             self._model.unknown_work(instance, leg.began_at, leg.ended_at, rank=rank)
+
+    def _whole_ended(self, leg: LegEnded) -> None:
+        streams = self._streams.get(leg.instance, {}).get(leg.rank)
+        if streams is not None and streams.has(leg.began_at):
+            prompt_tokens = leg.prompt_tokens or 0
+            streams.ended(leg.ended_at, prompt_tokens, leg.began_at, streams.step_ms, leg.sequences)
 
     def _stream_ended(self, leg: LegEnded, first_token_at: float) -> None:
         streams = self._streams_of(leg.instance, leg.rank)
@@ -214,7 +232,7 @@ class LatencyLearner:
             if decoding_ms >= MIN_SHARE * ms:
                 mean_ms = decoding_ms / (generated - 1)
                 self._model.stepped(leg.instance, beside.sequences, beside.context_tokens, mean_ms)
-        streams.ended(at, leg.prompt_tokens or 0, first_token_at, step_ms)
+        streams.ended(at, leg.prompt_tokens or 0, first_token_at, step_ms, leg.sequences)
 
 
 def _prefill(leg: LegEnded) -> Leg:

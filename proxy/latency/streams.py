@@ -122,29 +122,31 @@ class Streams:
         """Whether there was ever a stream."""
         return self._since is not None
 
-    def has(self, first_token_at: float) -> bool:
+    def has(self, began_at: float) -> bool:
         """Whether a stream that began then is one of those that run."""
-        return self._since is not None and first_token_at >= self._since and self._ours > 0
+        return self._since is not None and began_at >= self._since and self._ours > 0
 
-    def began(self, at: float, context_tokens: int, step_ms: float) -> None:
-        """A stream has brought its first token. `step_ms`: how long a token of each has taken since the
-        moment before.
+    def began(self, at: float, context_tokens: int, step_ms: float, sequences: int = 1) -> None:
+        """A stream has brought its first token, or several streams have, with such a context each. `step_ms`:
+        how long a token of each has taken since the moment before.
         """
         self.passes(at, step_ms)
-        self._ours += 1
+        self._ours += sequences
         if self._since is None:
             self._since = at
-        self._began_with += context_tokens
+        self._began_with += sequences * context_tokens
 
-    def ended(self, at: float, context_tokens: int, first_token_at: float, step_ms: float) -> None:
-        """A stream has ended that began then with such a context. By as much as it was believed to grow all
-        are shorter.
+    def ended(
+        self, at: float, context_tokens: int, began_at: float, step_ms: float, sequences: int = 1
+    ) -> None:
+        """A stream has ended that began then with such a context, or several have. By as much as they were
+        believed to grow all are shorter.
         """
         self.passes(at, step_ms)
-        self._ours -= 1
-        self._began_with -= context_tokens
-        grown = self._each.until(at)[0] - self._each.until(first_token_at)[0]
-        self._grown = max(self._grown - grown, 0.0) if self._ours else 0.0
+        self._ours -= sequences
+        self._began_with -= sequences * context_tokens
+        grown = self._each.until(at)[0] - self._each.until(began_at)[0]
+        self._grown = max(self._grown - sequences * grown, 0.0) if self._ours else 0.0
 
     def foreign(self, at: float, sequences: int, step_ms: float) -> None:
         """So many streams of others run there from now on."""

@@ -33,5 +33,10 @@ def generated_tokens(
     else:
         least = min(longest, dialect.least_answer_tokens(body))
     each = int(max(least, min(longest, expected_tokens)))
-    computed = max(request.sequences, dialect.computed_sequences(body))
-    return each * min(MAX_SEQUENCES, computed) * request.prompt_count
+    return each * sequences(request)
+
+
+def sequences(request: GenerationRequest) -> int:
+    """How many answers an engine generates for a request, those to all its prompts together."""
+    computed = max(request.sequences, request.dialect.computed_sequences(request.body))
+    return min(MAX_SEQUENCES, computed) * request.prompt_count

@@ -329,7 +329,14 @@ class Placement:
                 length = question.length_tokens or question.estimated_tokens
                 work_ms = outlook.claimed(candidate, prefill, length, generates=generates)
             adapter = question.model if self._fleet.is_adapter(question.model) else None
-            timing = Timing(self._clock, work_ms, question.streams or not generates, adapter)
+            timing = Timing(
+                self._clock,
+                work_ms,
+                question.streams or not generates,
+                adapter,
+                question.prompt_count,
+                question.sequences,
+            )
         return self._fleet.claim(candidate.instance, candidate.rank, phase, tokens, weight, prefill, timing)
 
     def terms(self, question: Question, pair: Pair) -> Terms | None:

@@ -36,6 +36,10 @@ class Question(msgspec.Struct, frozen=True):
     not read it."""
     streams: bool = True
     """Whether its answer streams, so that a first token is seen."""
+    prompt_count: int = 1
+    """The number of its prompts, which one leg takes together."""
+    sequences: int = 1
+    """How many answers are generated at once, those to all its prompts together."""
     goal: Goal | None = None
     """When its client wants the first token; None if it does not say."""
 

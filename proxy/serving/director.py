@@ -36,7 +36,7 @@ from proxy.headers import Headers
 from proxy.phases import Phase, Role
 from proxy.request.deadlines import Goal
 from proxy.request.generation import GenerationRequest
-from proxy.request.weights import generated_tokens
+from proxy.request.weights import generated_tokens, sequences
 from proxy.scheduling.decision import Decision
 from proxy.scheduling.placement import Placement
 from proxy.scheduling.question import Question
@@ -388,6 +388,8 @@ class Director:
             generated_tokens=generated_tokens(request, limit, room, expected),
             session=session,
             streams=request.stream,
+            prompt_count=request.prompt_count,
+            sequences=sequences(request),
             goal=goal,
         )
 

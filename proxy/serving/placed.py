@@ -80,6 +80,7 @@ class Placed:
         """What ends with the prefill leg: its claim, and its answer."""
         self.claims: tuple[Claim, ...] = (admitted.decode,)
         """The claims that the gate made, the decode leg's first."""
+        self._decode_claim = admitted.decode
         self.decode_leg.add(admitted.decode.end)
         if admitted.prefill is not None:
             self.claims = (admitted.decode, admitted.prefill)
@@ -146,12 +147,17 @@ class Placed:
         """The leg that computes the prompt was answered, has begun to answer, or has failed: it is no work of
         prefill any more, and its blocks are settled. The claim of a leg that only computes ends.
 
-        `came`: the prompt was computed. A second call does nothing.
+        `came`: the prompt was computed; from then on an answer grows whose first token nobody will see. A
+        second call does nothing.
         """
         self.prefill_leg.close()
-        if self._custody is None:
-            self.claims[0].computed()
+        if self._custody is None or (came and not self.question.streams):
+            self._decode_claim.computed()
         self._expected.settle(came=came)
+
+    def generates(self) -> None:
+        """The stream of the leg that generates the answer has begun: from now on its context grows."""
+        self._decode_claim.computed()
 
     def prefill_over(self) -> None:
         """The prefill leg has ended: end what is still its own, and drop a comparison that was not settled.
@@ -171,8 +177,10 @@ class Placed:
         """
         self.decode_leg.close()
         self.decision, self.decode = decision, chosen_of(decision.decode)
-        claim = self._placement.claim(self.decode, Phase.DECODE, self.question)
+        self._decode_claim = claim = self._placement.claim(self.decode, Phase.DECODE, self.question)
         self.decode_leg.add(claim.end)
+        if not self.question.streams:
+            claim.computed()
 
     # -- the end ------------------------------------------------------------------------------------------
 

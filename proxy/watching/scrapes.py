@@ -1,8 +1,8 @@
 """Each instance that is up is asked for its gauges once in an interval, one after the other, and never again
 before it has answered.
 
-What it answers counts all requests there, those of other routers included. How many of them are ours is known
-beside it: the legs that were there as it was asked, and those that were sent until it answered. Questions
+What it answers counts all sequences there, those of other routers included. How many of them are ours is
+known beside it: those that were there as it was asked, and those that were sent until it answered. Questions
 have tasks of their own, so that no check waits for one; an engine that does not answer is as it was.
 """
 
@@ -58,8 +58,8 @@ class Scrapes:
                 await asyncio.sleep(self._every_s)
 
     async def _ask(self, instance: Instance) -> None:
-        address, legs = instance.address, instance.fullness
-        own, sent_before = legs.legs, legs.all_legs
+        address, ours = instance.address, instance.fullness
+        own, sent_before = ours.sequences, ours.all_sequences
         try:
             busy = await ask(self._engines, address, BUSY, self._timeout_s)
         except LegError:
@@ -68,7 +68,7 @@ class Scrapes:
             self._asked.discard(address)
         if self._fleet.get(address) is not instance or instance.status is not Status.UP:
             return
-        own += legs.all_legs - sent_before
+        own += ours.all_sequences - sent_before
         gauges = Gauges(
             self._clock(), busy.running, busy.waiting, busy.kv_use, own, busy.adapter_slots, busy.adapters
         )

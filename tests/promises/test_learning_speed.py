@@ -114,6 +114,11 @@ async def test_engines_are_asked_what_runs_there_and_what_is_not_ours_is_told_ap
             assert instance.gauges is not None
             assert (instance.gauges.own, instance.gauges.foreign) == (1, 0)
             assert instance.gauges.kv_use > 0
+        async with asyncio.TaskGroup() as group:  # an engine counts each answer to each prompt
+            prompts = [prose(40, 1), prose(40, 2)]
+            group.create_task(one.service.complete(prompts, n=2, temperature=1, max_tokens=100))
+            await wait_until(lambda: instance.gauges is not None and instance.gauges.requests == 4)
+            assert (instance.gauges.own, instance.gauges.foreign) == (4, 0)
         theirs = {"model": "tiny", "prompt": prose(40), "max_tokens": 100}
         url = f"http://{instance.address}"
         async with asyncio.TaskGroup() as group:

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from proxy.phases import Phase
+from proxy.scheduling.policies import LeastMs
 from proxy.simulation.live.faults import Fault
 from proxy.simulation.live.stand_in import StandIn
 from tests.helpers.service import Pair, fleet, wait_until
 
 PROMPT = list(range(300, 900))
 STALLS = Fault(kind="stall", path="/v1/completions", after_bytes=1500, times=1)
+LATER = 1e9
+"""A moment in seconds of the monotonic clock that is not there yet."""
 HANGS = Fault(kind="hang", path="/v1/completions", times=1)
 
 
@@ -76,6 +79,31 @@ async def test_of_two_legs_it_is_until_the_prefill_answer() -> None:
         await release(pair.engines.decode[0])
         assert (await asked).status == 200
         await counts(pair, 0, 0, 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_grows_from_its_first_token_or_from_when_its_prompt_is_computed(stream: bool) -> None:
+    async with fleet(1, 1, policy=LeastMs(), bypass_tokens=0) as pair:
+        (prefill,), (decode,) = pair.engines.prefill, pair.engines.decode
+        for engine in pair.engines.all:
+            engine.faults.add(HANGS)
+        decode.faults.add(STALLS)
+        asked = ask(pair, stream=stream)
+        await wait_until(lambda: not prefill.faults.active(), "the prefill leg")
+        instance = pair.service.fleet.get(decode.address)
+        assert instance is not None
+        work = instance.load.on(Phase.DECODE, 0).work
+        assert (work.streams, work.generated_s(LATER)) == (1, 0)
+        await release(prefill)
+        await wait_until(
+            lambda: all(each.kind != "hang" for each in decode.faults.active()), "the decode leg"
+        )
+        assert bool(work.generated_s(LATER)) is not stream
+        await release(decode)
+        await wait_until(lambda: work.generated_s(LATER) > 0 or not work.streams, "the first token")
+        asked.cancel()
+        await wait_until(lambda: not work.streams, "the end")
+        assert work.generated_s(LATER) == 0
 
 
 async def test_a_client_that_leaves_before_takes_it_along() -> None:

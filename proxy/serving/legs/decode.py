@@ -174,9 +174,11 @@ class DecodeLegs:
         if no answer comes, AttemptFailedError if the engine answers that it failed.
         """
         chosen, decision = placed.decode, placed.decision
-        leg = Leg(self._tell, self._clock, Phase.DECODE, chosen)
+        leg = Leg(self._tell, self._clock, Phase.DECODE, chosen, placed.question.sequences)
         leg.pulls_from = fetched_from if custody is None else custody.instance
         placed.decode_leg.add(leg.close)
+        if not call.request.stream:
+            self._legs.answers_whole(leg, placed.question)
         try:
             sent = None
             if call.upload is not None:  # which takes as long as the client does
@@ -191,6 +193,7 @@ class DecodeLegs:
                     stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
                     if (failure := await stream.begin()) is None:
                         self._produced(custody, chosen.instance)
+                        placed.generates()
                         self._legs.took(leg)
                         self._legs.began(chosen.instance)
                         in_turn = isinstance(custody, Hold)

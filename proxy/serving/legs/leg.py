@@ -24,7 +24,7 @@ from proxy.fleet import Fleet, Instance, Status
 from proxy.fleet.denials import LEFT_OUT_S
 from proxy.fleet.fullness import FULL, retry_after_s
 from proxy.fleet.why import FAILS_LEGS, Why
-from proxy.happenings import LegBegan, LegEnded, Tell
+from proxy.happenings import LegBegan, LegEnded, LegSent, Tell
 from proxy.headers import DATA_PARALLEL_RANK, REQUEST_ID, RETRY_AFTER, Headers, value_of
 from proxy.phases import Phase, Role
 from proxy.request.body import Encoded
@@ -140,16 +140,21 @@ class Leg:
         "pulls_from",
         "said_full",
         "sent_at",
+        "sequences",
         "stream",
     )
 
-    def __init__(self, tell: Tell, clock: Callable[[], float], phase: Phase, chosen: Candidate) -> None:
+    def __init__(
+        self, tell: Tell, clock: Callable[[], float], phase: Phase, chosen: Candidate, sequences: int = 1
+    ) -> None:
+        """`sequences`: how many the engine counts for it, each answer to each of its prompts one."""
         self._tell = tell
         self._clock = clock
         self._told = False
         self._answer: Answer | None = None
         self._running_on: Instance | None = None
         self.phase = phase
+        self.sequences = sequences
         self.chosen = chosen
         """Where it goes."""
         self.instance: Instance | None = None
@@ -161,7 +166,7 @@ class Leg:
         self.pulls_from: str | None = None
         """The instance whose blocks it is to fetch; None if it computes its prompt."""
         self.stream: Streaming | None = None
-        """Its stream; None if it has not begun, or if nobody wants to know."""
+        """What it generates; None if its stream has not begun, or if nobody wants to know."""
 
     @property
     def age_s(self) -> float:
@@ -179,7 +184,7 @@ class Leg:
         """It is being sent: it counts on the instance, if that is still there."""
         self.instance = self._running_on = instance
         self.sent_at = self._clock()
-        if instance is not None and instance.fullness.sent(self.sent_at):
+        if instance is not None and instance.fullness.sent(self.sent_at, self.sequences):
             instance.announce()
 
     def answered(self, answer: Answer) -> None:
@@ -195,7 +200,7 @@ class Leg:
         finally:
             instance, self._running_on = self._running_on, None
             if instance is not None:
-                instance.fullness.ended()
+                instance.fullness.ended(self.sequences)
 
     def close(self) -> None:
         """Nobody waits for it any more: end it, and tell that, unless it was over before."""
@@ -220,8 +225,10 @@ class Leg:
         began_at, ended_at = self._began_at, self._clock()
         prompt_tokens, predicted, reported = learnt or (None, None, None)
         first_token_at = generated = None
+        whole = False
         if (stream := self.stream) is not None:
-            prompt_tokens, first_token_at, generated = stream.prompt_tokens, stream.began_at, stream.generated
+            prompt_tokens, generated, whole = stream.prompt_tokens, stream.generated, stream.whole
+            first_token_at = None if whole else stream.began_at
         self._tell(
             LegEnded(
                 self.phase,
@@ -239,20 +246,27 @@ class Leg:
                 first_token_at,
                 self.pulls_from,
                 generated,
+                self.sequences,
+                whole,
             )
         )
 
 
 class Streaming:
-    """The stream of a leg from its first token on."""
+    """What a leg generates: its stream from the first token on, or, from its sending on, what comes whole."""
 
-    __slots__ = ("began_at", "counts", "events", "prompt_tokens")
+    __slots__ = ("began_at", "counts", "events", "prompt_tokens", "whole")
 
-    def __init__(self, began_at: float, prompt_tokens: int, *, counts: bool) -> None:
-        """`prompt_tokens`: as `LegBegan.prompt_tokens`; `counts`: whether its events are to be counted."""
+    def __init__(
+        self, began_at: float, prompt_tokens: int, *, counts: bool = False, whole: bool = False
+    ) -> None:
+        """`prompt_tokens`: as `LegBegan.prompt_tokens`; `counts`: whether its events are to be counted;
+        `whole`: whether it comes whole.
+        """
         self.began_at = began_at
         self.prompt_tokens = prompt_tokens
         self.counts = counts
+        self.whole = whole
         self.events: int | None = None
         """How many came after those of the first token, as far as the stream was passed on."""
 
@@ -260,6 +274,10 @@ class Streaming:
     def generated(self) -> int | None:
         """Its tokens: each event has one, but for that which ends the stream."""
         return self.events or None
+
+
+def _prompt_tokens(question: Question) -> int:
+    return (question.prompt_tokens or question.estimated_tokens) // question.prompt_count
 
 
 COUNT_EVERY_S = 0.2
@@ -371,7 +389,7 @@ class Legs:
         if (tell := self._tell_streams) is None:
             return None
         now, chosen, request = self._clock(), leg.chosen, call.request
-        prompt_tokens = question.prompt_tokens or question.estimated_tokens
+        prompt_tokens = _prompt_tokens(question)
         known = question.prompt is not None and not request.whole
         counts = False
         if (instance := leg.instance) is not None and request.sequences == 1:
@@ -389,9 +407,17 @@ class Legs:
                 chosen.uncached_tokens if known else None,
                 leg.pulls_from,
                 in_turn,
+                leg.sequences,
             )
         )
         return leg.stream if counts else None
+
+    def answers_whole(self, leg: Leg, question: Question) -> None:
+        """A leg is about to be sent whose answer comes whole: tell it, if anybody wants to know."""
+        if (tell := self._tell_streams) is not None:
+            prompt_tokens = _prompt_tokens(question)
+            leg.stream = Streaming(leg.sent_at, prompt_tokens, whole=True)
+            tell(LegSent(leg.chosen.instance, leg.chosen.rank, leg.sent_at, prompt_tokens, leg.sequences))
 
     def took(self, leg: Leg) -> None:
         """The engine had room for the leg: it has begun to answer it."""

@@ -83,7 +83,7 @@ class PrefillLegs:
     async def _leg(self, run: "_Run") -> Reply | AttemptFailedError | None:
         call, placed = run.call, run.placed
         chosen, custody = placed.prefill, placed.custody
-        leg = Leg(self._tell, self._clock, Phase.PREFILL, chosen)
+        leg = Leg(self._tell, self._clock, Phase.PREFILL, chosen, call.request.prompt_count)
         placed.prefill_leg.add(leg.end)
         came = finished = False
         try:

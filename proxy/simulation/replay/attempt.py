@@ -141,6 +141,7 @@ class Attempt:
             record.reused_tokens = job.local_hit
             self._computed()
         else:
+            self._admitted.decode.computed()
             record.external_tokens = job.external_hit
 
     def _last_token(self, job: Job) -> None:

@@ -86,6 +86,56 @@ def test_answers_count_from_their_first_token_on() -> None:
     assert (work.streams, work.prompt_tokens, work.generated_s(clock())) == (0, 0, 0)
 
 
+def test_an_answer_whose_prompt_is_computed_elsewhere_runs_there_and_does_not_grow_before() -> None:
+    clock = Clock()
+    instance = Instance(parse_instance("d:1", Role.DECODE))
+    first, second = (Claim(instance, 0, Phase.DECODE, 1000, timing=Timing(clock, 0.0)) for _ in range(2))
+    work = instance.load.on(Phase.DECODE, 0).work
+    clock.now += 10
+    assert (work.streams, work.prompt_tokens, work.generated_s(clock())) == (2, 2000, 0)
+    first.computed()
+    clock.now += 2
+    first.computed()
+    assert work.generated_s(clock()) == pytest.approx(2)
+    second.end()
+    second.computed()
+    assert work.streams == 1
+    assert work.generated_s(clock()) == pytest.approx(2)
+    first.end()
+    assert (work.streams, work.prompt_tokens, work.generated_s(clock())) == (0, 0, 0)
+
+
+def test_each_answer_of_a_leg_for_several_runs_and_grows() -> None:
+    clock = Clock()
+    instance = Instance(parse_instance("d:1", Role.DECODE))
+    several = Timing(clock, 0.0, prompts=2, sequences=6)
+    claim = Claim(instance, 0, Phase.DECODE, 1000, timing=several)
+    work = instance.load.on(Phase.DECODE, 0).work
+    assert (work.streams, work.prompt_tokens) == (6, 3000)
+    claim.computed()
+    clock.now += 2
+    assert work.generated_s(clock()) == pytest.approx(12)
+    claim.end()
+    assert (work.streams, work.prompt_tokens, work.generated_s(clock())) == (0, 0, 0)
+
+
+def test_an_answer_whose_first_token_nobody_sees_grows_from_when_it_should_come() -> None:
+    clock = Clock()
+    instance = Instance(parse_instance("b:1", Role.BOTH))
+    unseen = Timing(clock, 500.0, told=False)
+    first, second = (Claim(instance, 0, Phase.DECODE, 1000, None, 400, unseen) for _ in range(2))
+    work = instance.load.on(Phase.DECODE, 0).work
+    clock.now += 0.4
+    assert work.wait_ms(clock()) == pytest.approx(600)
+    assert work.generated_s(clock()) == 0
+    clock.now += 1.6
+    assert work.wait_ms(clock()) == 0
+    assert work.generated_s(clock()) == pytest.approx(1.5 + 1.0)
+    first.end()
+    second.end()
+    assert (work.streams, work.generated_s(clock())) == (0, 0)
+
+
 def test_a_prefill_leg_is_no_answer_and_its_end_is_that_of_its_prompt() -> None:
     clock = Clock()
     instance = Instance(parse_instance("p:1", Role.PREFILL))

@@ -1,17 +1,19 @@
 """The model learns from what happens, and from nothing that did not happen as it seems."""
 
+import asyncio
 import random
 
 import msgspec
 import pytest
 
-from proxy.happenings import InstanceRemoved, LegBegan, LegEnded, QueueLeft
+from proxy.happenings import InstanceRemoved, LegBegan, LegEnded, LegSent, QueueLeft
 from proxy.latency.fits import PoolName
 from proxy.latency.learner import LatencyLearner
 from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.phases import Phase
-from tests.helpers.service import fleet, wait_until
+from proxy.scheduling.policies import LeastMs
+from tests.helpers.service import UNHURRIED, fleet, wait_until
 from tests.proxy.latency.queueing import Truth, grid_error, poisson, work
 
 PREFILL = PoolName("prefill", "m")
@@ -72,6 +74,45 @@ def test_a_stream_that_ends_with_the_clients_own_error_runs_no_more() -> None:
         end = ended(at, at + 0.7, 900, 900, outcome="refused", phase=Phase.DECODE)
         consumer.hear(msgspec.structs.replace(end, instance="d", first_token_at=at + 0.5))
     assert consumer._streams["d"][0].sequences == 0
+
+
+@pytest.mark.parametrize("answers", [1, 3])
+def test_steps_are_learned_beside_answers_that_come_whole(answers: int) -> None:
+    """Of 5 ms, and 1 ms for each sequence: the one stream that is seen has 0 to 12 others beside it."""
+    model = LatencyModel(PROFILES[UNKNOWN])
+    consumer = LatencyLearner(model, {"d": PREFILL}.get)
+    at, rng = 0.0, random.Random(3)
+    for _ in range(300):
+        legs = rng.randrange(1 + 12 // answers)
+        for _ in range(legs):
+            consumer.hear(LegSent("d", 0, at, 1000, answers))
+        until = at + 39 * (5 + 1 + legs * answers) / 1000
+        consumer.hear(LegBegan("d", 0, at - 0.1, at, 1000, 1000, "p", in_turn=False))
+        stream = ended(at - 0.1, until, 1000, 1000, phase=Phase.DECODE)
+        stream = msgspec.structs.replace(stream, instance="d", first_token_at=at, generated=40)
+        consumer.hear(msgspec.structs.replace(stream, pulled_from="p"))
+        whole = msgspec.structs.replace(ended(at, until, 1000, 1000, phase=Phase.DECODE), instance="d")
+        for number in range(legs):
+            outcome = "connect" if number == 0 else "served"
+            whole = msgspec.structs.replace(whole, outcome=outcome, sequences=answers, whole=True)
+            consumer.hear(whole)
+        at = until + 0.5
+    assert consumer._streams["d"][0].sequences == 0
+    assert consumer._streams["d"][0].context_tokens == 0
+    for sequences in (1, 4, 12):
+        assert model.step_ms("d", sequences, 1000 * sequences) == pytest.approx(5 + sequences, rel=0.05)
+
+
+def test_the_end_of_a_whole_answer_of_a_process_that_was_there_before_takes_nothing_off() -> None:
+    consumer = LatencyLearner(LatencyModel(PROFILES[UNKNOWN]), {"d": PREFILL}.get)
+    consumer.hear(LegSent("d", 0, 1.0, 1000, 2))
+    consumer.restarted("d")
+    consumer.hear(LegSent("d", 0, 2.0, 500))
+    before = msgspec.structs.replace(ended(1.0, 3.0, None, 1000, phase=Phase.DECODE), instance="d")
+    consumer.hear(msgspec.structs.replace(before, outcome="broken", sequences=2, whole=True))
+    streams = consumer._streams["d"][0]
+    assert streams.sequences == 1
+    assert streams.context_tokens >= 500
 
 
 def test_what_the_engine_counted_is_believed_rather_than_the_decision() -> None:
@@ -143,3 +184,23 @@ async def test_it_hears_of_a_service() -> None:
         (fitted,) = model.fitted()
         assert (fitted.kind, fitted.role) == ("prefill", "prefill")
         assert list(fitted.factors) == [pair.engines.prefill[0].address]
+
+
+async def test_whole_answers_run_from_their_sending_to_their_end() -> None:
+    consumer = LatencyLearner(LatencyModel(PROFILES["tiny-cpu"]), lambda _: PREFILL)
+    async with fleet(
+        1, 1, policy=LeastMs(), bypass_tokens=0, consumers=[consumer], stand_in=UNHURRIED
+    ) as pair:
+        (decode,) = pair.engines.decode
+        several = pair.service.complete("hello", n=2, max_tokens=64, temperature=1)
+        asked = asyncio.get_running_loop().create_task(several)
+        await wait_until(lambda: decode.address in consumer._streams, "the leg")
+        (streams,) = consumer._streams[decode.address].values()
+        assert streams.sequences == 2
+        assert (await asked).status == 200
+        await pair.service.settled()
+        assert streams.sequences == 0
+        leaving = asyncio.get_running_loop().create_task(pair.service.complete("hello", max_tokens=64))
+        await wait_until(lambda: streams.sequences == 1, "the leg")
+        leaving.cancel()
+        await wait_until(lambda: streams.sequences == 0, "its end")

@@ -263,7 +263,7 @@ def test_a_prefill_instance_computes_while_answers_would_wait_for_it() -> None:
     scene = Scene(Role.PREFILL, Role.DECODE, profile=PROFILE)
     work = scene.instance("d1:1").load.on(Phase.DECODE, 0).work
     for _ in range(30):
-        work.streams_from(2000, scene.now)
+        work.generates(work.takes(2000), scene.now)
     scene.instance("p0:1").load.on(Phase.PREFILL, 0).work.computes(100.0, scene.now)
     assert scene.place(PROMPT) == ("p0:1", "d1:1")
 
@@ -323,10 +323,10 @@ def test_a_cache_that_others_fill_is_as_full_with_a_little_more_of_ours() -> Non
         return scene.placement.decide(question).decode.candidates[0].candidate.kv_use
 
     scene.place(None)  # tells what a request usually is
-    work.streams_from(50, scene.now)
+    work.generates(work.takes(50), scene.now)
     scene.instance("b0:1").told_gauges(Gauges(scene.now, 22, 0, 0.4, own=2))
     assert kv_use() == pytest.approx(0.4)
-    work.streams_from(1000, scene.now)
+    work.generates(work.takes(1000), scene.now)
     assert 0.4 < kv_use() < 0.42
     scene.instance("b0:1").told_gauges(Gauges(scene.now, 20, 0, 0.4, own=0))
     assert kv_use() == pytest.approx(0.4)
