@@ -425,7 +425,9 @@ def _learned(
     if directory is None or model is None:
         return None
     interval_s = config.state.state_interval_s
-    return LearnedKeeper(directory, state=model.state, restore=model.restore, interval_s=interval_s)
+    return LearnedKeeper(
+        directory, config.model, state=model.state, restore=model.restore, interval_s=interval_s
+    )
 
 
 def _recorder(config: Config, tell: Tell) -> Recorder | None:

@@ -32,7 +32,8 @@ _SNAPSHOT = ".snapshot"
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"(?P<stem>.+)\.rank[0-9]+\.snapshot")
 _INSTANCES = "instances.json"
-_LEARNED = "learned.json"
+_LEARNED = "learned."
+_JSON = ".json"
 _BROKEN = re.compile(r".+\.(?:snapshot|json)\.broken-(?P<at>[0-9]+)")
 
 MAX_INSTANCES_BYTES = 4 << 20
@@ -99,19 +100,22 @@ class StateDirectory:
         """Rename the file of instances, as `set_aside` does for a snapshot."""
         return self._set_aside(self._path / _INSTANCES)
 
-    def read_learned(self) -> bytes | None:
-        """The bytes written for what was learned; None if there are none. Raises UnusableFileError,
-        OSError.
+    def read_learned(self, model: str) -> bytes | None:
+        """The bytes written for what was learned of engines that serve a model; None if there are none.
+        Raises UnusableFileError, OSError.
         """
-        return _read(self._path / _LEARNED, MAX_LEARNED_BYTES)
+        return _read(self._learned(model), MAX_LEARNED_BYTES)
 
-    def write_learned(self, data: bytes) -> None:
+    def write_learned(self, model: str, data: bytes) -> None:
         """Replace what was written before, completely or not at all. Raises OSError."""
-        self._write(self._path / _LEARNED, data)
+        self._write(self._learned(model), data)
 
-    def set_learned_aside(self) -> str:
+    def set_learned_aside(self, model: str) -> str:
         """Rename the file of what was learned, as `set_aside` does for a snapshot."""
-        return self._set_aside(self._path / _LEARNED)
+        return self._set_aside(self._learned(model))
+
+    def _learned(self, model: str) -> pathlib.Path:
+        return self._path / f"{_LEARNED}{_stem(model)}{_JSON}"
 
     def _write(self, file: pathlib.Path, data: bytes) -> None:
         temporary = file.with_name(file.name + _TEMPORARY)
@@ -176,7 +180,8 @@ class StateDirectory:
         """Remove what a process left that was killed while it wrote."""
         with contextlib.suppress(OSError):
             for name in self._names():
-                if name.endswith(tuple(kind + _TEMPORARY for kind in (_SNAPSHOT, _INSTANCES, _LEARNED))):
+                learned = name.startswith(_LEARNED) and name.endswith(_JSON + _TEMPORARY)
+                if learned or name.endswith((_SNAPSHOT + _TEMPORARY, _INSTANCES + _TEMPORARY)):
                     (self._path / name).unlink()
 
     def _try_to_write(self, origin: str) -> None:
@@ -209,10 +214,14 @@ def _read(path: pathlib.Path, max_bytes: int) -> bytes | None:
         return file.read()
 
 
-def _stem(instance: str) -> str:
-    """The name of an instance in file names: one that people recognize, unless that is too long."""
-    quoted = urllib.parse.quote(instance, safe="")
-    return quoted if len(quoted) <= _LONGEST_STEM else hashlib.blake2b(instance.encode()).hexdigest()
+def _stem(name: str) -> str:
+    """The name of an instance or a model in file names: one that people recognize, unless that is too
+    long.
+    """
+    quoted = urllib.parse.quote(name, safe="", errors="surrogatepass")
+    if len(quoted) <= _LONGEST_STEM:
+        return quoted
+    return hashlib.blake2b(name.encode(errors="surrogatepass")).hexdigest()
 
 
 def _lock(path: pathlib.Path, origin: str) -> int | None:

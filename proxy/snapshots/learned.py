@@ -1,5 +1,5 @@
-"""What was learned of the engines' speed is on disk at most one interval late, whole or as it was before; a
-file that cannot be read is set aside, and it is learned anew.
+"""What was learned of the engines' speed is on disk at most one interval late, whole or as it was before, for
+each model that they served; a file that cannot be read is set aside, and it is learned anew.
 """
 
 import asyncio
@@ -25,16 +25,19 @@ class LearnedKeeper:
     def __init__(
         self,
         directory: StateDirectory,
+        model: str,
         *,
         state: Callable[[], Any],
         restore: Callable[[Any], None],
         interval_s: float,
         last_s: float = LAST_S,
     ) -> None:
-        """Reads the directory; raises nothing. `state`: what is known now, as values of JSON; `restore` takes
-        what it gave, and raises ValueError if it cannot be that. `interval_s`: seconds between two writings.
+        """Reads the directory; raises nothing. `model`: what the engines serve: what others take who serve
+        another is kept apart. `state`: what is known now, as values of JSON; `restore` takes what it gave,
+        and raises ValueError if it cannot be that. `interval_s`: seconds between two writings.
         """
         self._directory = directory
+        self._model = model
         self._state = state
         self._interval_s = interval_s
         self._last_s = last_s
@@ -47,7 +50,7 @@ class LearnedKeeper:
 
     def _read(self, restore: Callable[[Any], None]) -> bool:
         try:
-            data = self._directory.read_learned()
+            data = self._directory.read_learned(self._model)
             if data is None:
                 return False
             restore(msgspec.json.decode(data))
@@ -62,7 +65,7 @@ class LearnedKeeper:
 
     def _set_aside(self, why: Exception) -> None:
         try:
-            aside = self._directory.set_learned_aside()
+            aside = self._directory.set_learned_aside(self._model)
         except OSError as error:
             aside = f"nothing ({error.strerror})"
         log.warning("what was learned of the engines' speed was set aside as %s: %s", aside, why)
@@ -88,15 +91,17 @@ class LearnedKeeper:
             await self._write()
 
     async def _write(self) -> None:
-        data = msgspec.json.encode(self._state())
-        if data == self._written:
-            return
-        loop = asyncio.get_running_loop()
+        """Write, if there is anything new. What cannot be written stays as it was, and is tried again."""
         try:
-            await loop.run_in_executor(self._thread, self._directory.write_learned, data)
-        except OSError as error:
+            data = msgspec.json.encode(self._state())
+            if data == self._written:
+                return
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self._directory.write_learned, self._model, data)
+        except (OSError, msgspec.MsgspecError, TypeError, ValueError) as error:
             if not self._failed:
-                log.warning("what was learned of the engines' speed cannot be written: %s", error.strerror)
+                why = error.strerror if isinstance(error, OSError) else error
+                log.warning("what was learned of the engines' speed cannot be written: %s", why)
             self._failed = True
             return
         self._written, self._failed = data, False

@@ -180,7 +180,7 @@ async def test_what_was_learned_is_shown_and_kept_for_the_next_process(tmp_path:
                 > 0
             )
             assert await service.metric("kvproxy_latency_factor", kind="prefill") > 0
-        file = tmp_path / "state" / "learned.json"
+        file = tmp_path / "state" / "learned.tiny.json"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         async with kvproxy(config, POLICIES["least_ms"]()) as service:
             after = await shown(service)
@@ -188,12 +188,17 @@ async def test_what_was_learned_is_shown_and_kept_for_the_next_process(tmp_path:
             for now, then in zip(after.fitted, before.fitted, strict=True):
                 assert (now.kind, now.observations) == (then.kind, then.observations)
                 assert now.coefficients == pytest.approx(then.coefficients)
+        another = assemble(msgspec.structs.replace(config, model="another", policy="least_ms"))
+        assert another.learned is not None
+        assert not another.learned.restored
+        assert another.directory is not None
+        another.directory.close()
         for damage in (b"", b"{", b'{"version": 1}', b"[" * 100_000, file.read_bytes()[:-10]):
             file.write_bytes(damage)
             async with kvproxy(config, POLICIES["least_ms"]()) as service:
                 anew = await shown(service)
                 assert (anew.restored, anew.fitted) == (False, [])
-        assert [*file.parent.glob("learned.json.broken-*")]
+        assert [*file.parent.glob("learned.tiny.json.broken-*")]
 
 
 async def test_a_policy_that_reads_no_latency_shows_and_keeps_none(tmp_path: pathlib.Path) -> None:
@@ -202,7 +207,7 @@ async def test_a_policy_that_reads_no_latency_shows_and_keeps_none(tmp_path: pat
     ) as pair:
         assert (await pair.service.ask("/status")).json["latency"] is None
         assert b"kvproxy_latency" not in (await pair.service.ask("/metrics")).body
-    assert not (tmp_path / "state" / "learned.json").exists()
+    assert not [*(tmp_path / "state").glob("learned.*")]
 
 
 async def test_a_disk_that_takes_nothing_more_stops_no_request(
