@@ -62,3 +62,15 @@ def stand_in_engines(logs: pathlib.Path) -> Iterator[StandInFleet]:
         engines.start()
         engines.wait_healthy(timeout_s=60)
         yield engines
+
+
+@contextlib.contextmanager
+def with_tools(logs: pathlib.Path, *, real: bool) -> Iterator[Fleet]:
+    """One plain engine, one prefill, one decode, which call tools."""
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser=hermes", "--enable-request-id-headers")
+    engines = plan(plain=1, prefill=1, decode=1, lease_s=LEASE_S, loras=(ADAPTER,), flags=tools)
+    made = Fleet(engines, logs, say=lambda _: None) if real else StandInFleet(engines, logs)
+    with made as fleet:
+        fleet.start()
+        fleet.wait_healthy(timeout_s=START_S - 60)
+        yield fleet

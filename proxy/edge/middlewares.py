@@ -3,6 +3,7 @@ traceback.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -174,7 +175,7 @@ def enveloped(
     ours.status, ours.kind = error.status, _kind(error.status)
     reply = envelope(str(ours), ours.kind, ours.status) if dialect is None else dialect.error(ours)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    return web.json_response(reply, status=error.status, headers=headers)
+    return _json(reply, error.status, headers)
 
 
 def error_response(error: RequestError, body: Mapping[str, Any] | None = None) -> web.Response:
@@ -182,10 +183,16 @@ def error_response(error: RequestError, body: Mapping[str, Any] | None = None) -
     the one envelope.
     """
     body = body or envelope(str(error), error.kind, error.status, error.param)
-    response = web.json_response(body, status=error.status, headers=error.headers)
+    response = _json(body, error.status, error.headers)
     if error.headers.get("Connection") == "close":
         response.force_close()
     return response
+
+
+def _json(body: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> web.Response:
+    """An answer with the `Content-Type` of an engine's, which names no charset."""
+    encoded = json.dumps(body).encode()
+    return web.Response(body=encoded, status=status, headers=headers, content_type="application/json")
 
 
 async def finish_head(request: web.Request, response: web.StreamResponse) -> None:

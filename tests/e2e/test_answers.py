@@ -2,7 +2,6 @@
 predictions."""
 
 import dataclasses
-import json
 from typing import Any
 
 import aiohttp
@@ -180,82 +179,6 @@ def test_metrics_tell_the_same(transcript: Transcript, fleet: Fleet, proxy: Prox
     assert transcript.grew(proxy.url, "kvproxy_holds_total", end="pulled") == len(transcript.asked)
     assert transcript.grew(proxy.url, "kvproxy_holds_total", end="stranded") == 0
     assert transcript.grew(proxy.url, "kvproxy_kv_event_gaps_total") == 0
-
-
-# No log probabilities of prompts: those of a list kill a vLLM 0.32 CPU engine that has adapters
-# (bgmv_shrink).
-LISTS: dict[str, dict[str, Any]] = {
-    "texts": {"temperature": 0},
-    "two choices each": {"n": 2, "temperature": 1, "seed": 11},
-    "echoed": {"temperature": 0, "echo": True},
-    "log probabilities": {"temperature": 0, "logprobs": 2},
-    "token ids": {"temperature": 0, "return_token_ids": True},
-}
-
-
-def choices_of(answer: Answer) -> dict[int, dict[str, Any]]:
-    """Every choice by its index; the pieces of a streamed one put together."""
-    if not answer.headers["Content-Type"].startswith("text/event-stream"):
-        return {choice["index"]: choice for choice in answer.json["choices"]}
-    whole: dict[int, dict[str, Any]] = {}
-    for event in answer.body.split(b"\n\n")[:-2]:
-        for piece in json.loads(event.removeprefix(b"data: "))["choices"]:
-            so_far = whole.setdefault(piece["index"], dict.fromkeys(piece) | {"text": "", "logprobs": {}})
-            for name, values in (piece.pop("logprobs", None) or {}).items():
-                so_far["logprobs"].setdefault(name, []).extend(values)
-            so_far["text"] += piece.pop("text")
-            so_far["token_ids"] = (so_far.get("token_ids") or []) + (piece.pop("token_ids", None) or [])
-            so_far |= {name: value for name, value in piece.items() if value is not None}
-    return whole
-
-
-def rounded(value: Any) -> Any:
-    """Log probabilities of engines that computed in batches of other sizes differ in the last digits."""
-    if isinstance(value, float):
-        return round(value, 2)
-    if isinstance(value, dict):
-        return {name: rounded(one) for name, one in value.items()}
-    return [rounded(one) for one in value] if isinstance(value, list) else value
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("what", LISTS)
-async def test_a_list_of_prompts_is_answered_as_by_the_plain_engine(
-    session: aiohttp.ClientSession, fleet: Fleet, proxy: ProxyProcess, plain: str, what: str, stream: bool
-) -> None:
-    prompts: list[Any] = [prose(20 + 30 * n, f"list {what} {stream} {n}") for n in range(4)]
-    if what == "token ids":
-        prompts = [[300 + (7 * k * (n + 1)) % 500 for k in range(20 + 30 * n)] for n in range(4)]
-    body: dict[str, Any] = {"model": "tiny", "prompt": prompts, "max_tokens": 8} | LISTS[what]
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    before = await read_metrics(session, proxy.url)
-    expected = await ask(session, plain, COMPLETIONS, body)
-    got = await ask(session, proxy.url, COMPLETIONS, body)
-    assert (got.status, got.complete) == (200, True), got.body
-    assert len(choices_of(got)) == 4 * body.get("n", 1)
-    assert rounded(choices_of(got)) == rounded(choices_of(expected))
-    for counted in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        assert got.usage[counted] == expected.usage[counted]
-    frames = [a.json for a in (got, expected)] if not stream else []
-    assert len({tuple(frame) for frame in frames}) <= 1, "the same members in the same order"
-    after = await read_metrics(session, proxy.url)
-    pulled = after.total("kvproxy_holds_total", end="pulled") - before.total(
-        "kvproxy_holds_total", end="pulled"
-    )
-    assert pulled == 4
-    await wait_quiet(session, [spec.url for spec in fleet.specs.values()], proxy.url, GIVEN_BACK_S)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("prompt", [["one"], [[300, 301, 302]]])
-async def test_a_list_of_one_prompt_is_answered_as_by_the_plain_engine(
-    session: aiohttp.ClientSession, proxy: ProxyProcess, plain: str, prompt: list[Any], stream: bool
-) -> None:
-    body = {"model": "tiny", "prompt": prompt, "max_tokens": 8, "temperature": 0, "stream": stream}
-    expected = await ask(session, plain, COMPLETIONS, body)
-    got = await ask(session, proxy.url, COMPLETIONS, body)
-    assert choices_of(got) == choices_of(expected)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from proxy.request.body import Body
 from proxy.request.dialects.base import PromptMembers, Shape
 from proxy.request.dialects.openai import OpenAiDialect
 from proxy.request.json_pieces import lists_of_numbers
+from proxy.request.like_pydantic import whole_number
 
 
 class PromptShape(enum.StrEnum):
@@ -43,12 +44,18 @@ class Completions(OpenAiDialect):
     null_n_is_one = False
 
     def read(self, body: Body) -> Shape:
-        """As `Dialect`; an echo with log probabilities has those of the prompt."""
+        """As `Dialect`; an echo with log probabilities has those of the prompt, and one of 0 tokens has
+        nothing that a decode engine would add.
+        """
         asked = super().read(body)
         shape, count = prompt_shape(body)
-        echoed = bool(body.value("echo")) and body.gives("logprobs")
+        echoed = bool(body.value("echo")) and (body.gives("logprobs") or _asks_for_none(body))
         whole = asked.whole or echoed or shape is PromptShape.ODD
         return msgspec.structs.replace(asked, prompts=count, whole=whole)
+
+    def may_be_empty(self, body: Body) -> bool:
+        """As `OpenAiDialect`: an echo may be of the prompt alone."""
+        return bool(body.value("echo"))
 
     def least(self) -> Body:
         """The smallest request there is: one token in, one token out."""
@@ -71,6 +78,10 @@ def prompt_shape(body: Body) -> tuple[PromptShape, int]:
     if count > 1 and not _all_are(shape, body.each_item("prompt")):
         return PromptShape.ODD, 1
     return shape, count
+
+
+def _asks_for_none(body: Body) -> bool:
+    return whole_number(body, "max_tokens", nullable=True) == 0
 
 
 _BLANK_BYTES = 1024

@@ -81,12 +81,18 @@ class OpenAiDialect(Dialect):
                 return name, tokens
         return None
 
+    def may_be_empty(self, body: Body) -> bool:  # noqa: ARG002  # a chat may not
+        """Whether the engine takes a request for 0 tokens."""
+        return False
+
     def _check_lengths(self, body: Body) -> None:
         given = body.names()
         max_tokens = None
         for name in reversed(self.limits):  # of several the first counts
             if name in given and (tokens := whole_number(body, name, nullable=True)) is not None:
                 max_tokens = tokens
+        if max_tokens == 0 and self.may_be_empty(body):
+            max_tokens = 1  # as the engine counts it
         if max_tokens is not None and max_tokens < 1:
             raise BadRequestError(f"max_tokens must be at least 1, got {max_tokens}", param="max_tokens")
         min_tokens = whole_number(body, "min_tokens", nullable=False) if "min_tokens" in given else None

@@ -170,8 +170,6 @@ class Checker:
 
     def chat(self, body: Mapping[str, Any]) -> Asked:
         """A chat request that can be served. Raises BadRequestError or NotFoundError if it cannot."""
-        if body.get("stream") and body.get("use_beam_search"):
-            raise BadRequestError("Streaming is not currently supported with beam search")
         model, lora = self.served(body.get("model"))
         if body.get("chat_template"):
             raise BadRequestError(

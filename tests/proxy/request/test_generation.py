@@ -141,6 +141,8 @@ def test_prompts_are_counted(prompt: Any, shape: PromptShape, count: int) -> Non
         (dialects.CHAT, CHAT | {"prompt_logprobs": None, "logprobs": True, "echo": True}, False),
         (dialects.COMPLETIONS, TEXT | {"echo": True}, False),
         (dialects.COMPLETIONS, TEXT | {"echo": True, "logprobs": 1}, True),
+        (dialects.COMPLETIONS, TEXT | {"echo": True, "max_tokens": 0}, True),
+        (dialects.COMPLETIONS, TEXT | {"echo": True, "max_tokens": 1}, False),
         (dialects.COMPLETIONS, {"prompt_embeds": "abc"}, True),
         (dialects.COMPLETIONS, {"prompt": ["a", "b"]}, False),
         (dialects.COMPLETIONS, {"prompt": ["a", 1]}, True),
