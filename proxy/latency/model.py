@@ -218,9 +218,9 @@ class LatencyModel:
         """To pull the KV of that many tokens, hands shaken."""
         place = self._transfer.places.get((prefill, decode))
         if place is not None:
-            fixed, per_token = place.coefficients
-        else:
-            fixed, per_token = self._transfer.usual(self._pools.get(decode))
+            fixed, per_token = place.pool.formula
+            return place.member.factor * (fixed + per_token * tokens)
+        fixed, per_token = self._transfer.usual(self._pools.get(decode))
         return fixed + per_token * tokens
 
     def handshake_ms(self, prefill: str, decode: str) -> float:
@@ -230,6 +230,31 @@ class LatencyModel:
         if not self._handshakes:
             return self._profile.handshake
         return statistics.median([self._profile.handshake, *self._handshakes])
+
+    def fetch_ms_of(self, prefill: str, decodes: Sequence[str], tokens: Sequence[float]) -> list[float]:
+        """`handshake_ms` and `transfer_ms` together, to many instances at once: for each its tokens."""
+        places, pools, met = self._transfer.places, self._pools, self._met.get(prefill, ())
+        handshake_ms: float | None = None
+        name: PoolName | None = None
+        usual = self._transfer.prior
+        found: list[float] = []
+        for decode, count in zip(decodes, tokens, strict=True):
+            place = places.get((prefill, decode))
+            if place is not None:
+                fixed, per_token = place.pool.formula
+                ms = place.member.factor * (fixed + per_token * count)
+            else:
+                its = pools.get(decode)
+                if its is not name and its != name:
+                    name, usual = its, self._transfer.usual(its)
+                fixed, per_token = usual
+                ms = fixed + per_token * count
+            if decode not in met:
+                if handshake_ms is None:
+                    handshake_ms = self.handshake_ms(prefill, decode)
+                ms += handshake_ms
+            found.append(ms)
+        return found
 
     def step_ms(self, instance: str, sequences: float, context_tokens: float) -> float:
         """A decode step for so many sequences, with so many tokens of context together."""

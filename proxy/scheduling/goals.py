@@ -5,11 +5,8 @@ waits is not counted against a pair that meets its goal, only the price of what 
 does, prices are what they are without a goal. Pure.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
-
-from proxy.scheduling.terms import Terms
 
 SURE_SHARE = 0.8
 """A prediction meets a goal if it is within this share of the time that is left: predictions are off by a
@@ -19,21 +16,17 @@ OWN_SHARE = 1e-3
 """What the time to its own first token counts beside what a pair costs others: of equal ones it decides."""
 
 
-def prices_within(
-    prices: Sequence[float], terms_at: Callable[[int], Terms], left_ms: float
-) -> Sequence[float]:
+def prices_within(prices: Sequence[float], ttft_ms: Sequence[float], left_ms: float) -> Sequence[float]:
     """The prices of pairs for a request whose first token is wanted in `left_ms`.
 
-    `prices`: without that, infinite for pairs that are not worth a look; `terms_at`: the terms of the pair at
-    a place.
+    `prices`: without that; `ttft_ms`: when each has its first token, as is predicted, which its price counts.
     """
-    meeting: dict[int, float] = {}
-    for place, price in enumerate(prices):
-        if math.isinf(price):
-            continue
-        terms = terms_at(place)
-        if terms.ttft_ms <= SURE_SHARE * left_ms:
-            meeting[place] = terms.cost_ms - (1 - OWN_SHARE) * terms.ttft_ms
+    sure_ms = SURE_SHARE * left_ms
+    meeting = {
+        place: price - (1 - OWN_SHARE) * own_ms
+        for place, (price, own_ms) in enumerate(zip(prices, ttft_ms, strict=True))
+        if own_ms <= sure_ms
+    }
     if not meeting:
         return prices
     most = max(meeting.values())

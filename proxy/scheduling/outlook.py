@@ -6,6 +6,8 @@ each of these counts as one of ours does on average.
 
 from typing import NamedTuple, Self
 
+import msgspec
+
 from proxy.fleet.gauges import Gauges
 from proxy.latency.model import LatencyModel
 from proxy.scheduling.standing import Rank
@@ -21,7 +23,7 @@ MAX_GAUGES_AGE_S = 10.0
 """Gauges that are older say nothing any more."""
 
 
-class Ahead(NamedTuple):
+class Ahead(msgspec.Struct, frozen=True, gc=False):
     """What a rank is predicted to have before it."""
 
     wait_ms: float

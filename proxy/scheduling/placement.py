@@ -22,7 +22,7 @@ from proxy.phases import Phase
 from proxy.request.deadlines import Goal
 from proxy.scheduling.account import account_of, followed
 from proxy.scheduling.bypass import Bypass, few_left, is_bypass, offered
-from proxy.scheduling.decision import Chooser, Decision, Pick, cheapest, checked
+from proxy.scheduling.decision import Choice, Chooser, Decision, Pick, checked
 from proxy.scheduling.goals import Lateness
 from proxy.scheduling.legs import ByLeg
 from proxy.scheduling.lengths import Need, need_of
@@ -30,7 +30,7 @@ from proxy.scheduling.outlook import Outlook
 from proxy.scheduling.pairs import ByPair
 from proxy.scheduling.policies import POLICIES
 from proxy.scheduling.question import Constraints, Question
-from proxy.scheduling.sides import PlacePolicy, prices_places
+from proxy.scheduling.sides import PlacePolicy, PricedPlaces, pair_of, prices_places, sides_of
 from proxy.scheduling.terms import Terms, terms_of
 from proxy.scheduling.types import (
     AnyPolicy,
@@ -54,8 +54,7 @@ UNLEARNT_LOGGED_EVERY_S = 60.0
 """How often it is logged at most that a policy failed to learn: it may fail at every request."""
 
 MOST_PAIRS = 1024
-"""Of more pairs all are not looked at for the log, or for when a first token is wanted: that would take more
-than some 5 ms of the event loop."""
+"""Of more pairs all are not looked at for the log: that would take more than some 5 ms of the event loop."""
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +186,8 @@ class Placement:
         if not shown and self._quick is not None and (made := self._followed_only(question, constraints)):
             return made
         complete = shown or self._chooser.reads_all
-        view = self._viewer.look(question, self._clock(), constraints, complete=complete)
+        now = self._clock()
+        view = self._viewer.look(question, now, constraints, complete=complete)
         few, bypass = self._bypass_tokens(), None
         if few or (few is None and self._weighs_bypass):
             most = 0 if over_limit else self._most_prefill_tokens
@@ -197,8 +197,8 @@ class Placement:
             elif (whole := few_left(view, failed, tokens=few, most_prefill_tokens=most)) is not None:
                 view, bypass = whole, Bypass.SHORT if self.is_short(question) else Bypass.CACHED
         if question.goal is not None:
-            view.left_ms = self._left_ms(question.goal)
-        prefill, decode, pairs = self._chooser.choose(view, self._rng)
+            view.left_ms = 1000 * (question.goal.by - now)
+        prefill, decode, pairs = self._choice(view, shown=shown)
         if not is_bypass(prefill.chosen, decode.chosen):
             bypass = None
         elif view.alone:
@@ -222,8 +222,7 @@ class Placement:
         else of what was not chosen.
         """
         logged = self._logs()
-        weighed = self.reads_latency and question.goal is not None  # by a look at each pair
-        looks = (logged or weighed) and self._may_look()
+        looks = logged and self._may_look()
         decision = self.decide(
             question,
             failed=failed,
@@ -248,24 +247,44 @@ class Placement:
         prefill, decode = (sum(len(i.ranks) for i in self._fleet.of(phase)) for phase in Phase)
         return prefill * decode <= MOST_PAIRS
 
+    def _choice(self, view: View, *, shown: bool) -> Choice:
+        """What is chosen from a view; where nobody is to be shown the others, without all pairs."""
+        if not shown and self._quick is not None and view.latency is not None:
+            places = self._quick(sides_of(view))
+            if places.pairs:
+                pair = pair_of(view, self._cheapest(places))
+                return Choice(Pick(pair.prefill), Pick(pair.decode))
+        return self._chooser.choose(view, self._rng)
+
+    def _cheapest(self, places: PricedPlaces) -> tuple[int, int]:
+        """The pair of places of the lowest price; of equal ones one at random, drawn as among all pairs."""
+        prices = checked(places.prices, len(places.pairs), "pairs")
+        lowest = min(prices)
+        if prices.count(lowest) == 1:
+            return places.pairs[prices.index(lowest)]
+        equal = [number for number, price in enumerate(prices) if price == lowest]
+        return places.pairs[self._rng.choice(sorted(equal, key=places.order))]
+
     def _followed_only(self, question: Question, constraints: Constraints) -> Decision | None:
         """A decision by a policy that prices places, without candidates that were not chosen; None if it
         cannot be made so.
         """
         if self._quick is None:
             return None
-        few = self._bypass_tokens()
+        few, now = self._bypass_tokens(), self._clock()
         seen = self._viewer.sides(
-            question, self._clock(), constraints, alone=few is None and self._weighs_bypass
+            question,
+            now,
+            constraints,
+            alone=few is None and self._weighs_bypass,
+            left_ms=None if question.goal is None else 1000 * (question.goal.by - now),
         )
         if seen is None:
             return None
         known = question.prompt_tokens is not None and not question.whole
         if few and known and min(seen.sides.decode.uncached_tokens, default=math.inf) <= few:
             return None
-        places = self._quick(seen.sides)
-        prices = checked(places.prices, len(places.pairs), "pairs")
-        pair = self._viewer.candidates(seen, places.pairs[cheapest(prices, self._rng)])
+        pair = self._viewer.candidates(seen, self._cheapest(self._quick(seen.sides)))
         prefill, decode = Pick(pair.prefill), Pick(pair.decode)
         bypass = Bypass.POLICY if not question.whole and is_bypass(pair.prefill, pair.decode) else None
         return Decision(

@@ -4,11 +4,12 @@ A decision that is only followed needs no more of most candidates than these fig
 them of its candidates. So both are priced by one formula, and come to the same choice.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 from proxy.latency.model import LatencyModel
-from proxy.scheduling.types import Candidate, View
+from proxy.scheduling.types import Candidate, Pair, View
 
 NONE = -1
 """The place of no candidate: of a leg that the other one's candidate serves as well."""
@@ -59,6 +60,8 @@ class Sides(NamedTuple):
     decode: Side
     alone: Sequence[int]
     """The places of candidates for decode that may serve the request by themselves."""
+    left_ms: float | None = None
+    """In how many milliseconds its client wants the first token; None if it does not say."""
 
 
 class PricedPlaces(NamedTuple):
@@ -67,6 +70,13 @@ class PricedPlaces(NamedTuple):
     pairs: Sequence[tuple[int, int]]
     """One of both is NONE if the candidate at the other one serves the whole request."""
     prices: Sequence[float]
+    ttft_ms: Sequence[float] = ()
+    """When the first token is predicted; empty unless the client says when it wants it."""
+
+    def order(self, number: int) -> tuple[float, int]:
+        """Where the pair of that number is among all pairs of a view, as `View.pairs` has them."""
+        first, then = self.pairs[number]
+        return (math.inf if first == NONE else first), then
 
 
 @runtime_checkable
@@ -96,15 +106,38 @@ def sides_of(view: View) -> Sides:
     if view.latency is None:
         raise ValueError("nothing is predicted for a policy that does not read it")
     n = view.estimated_tokens
-    decode = [c for c in view.decode if c.usable]
-    if view.whole:
-        alone: Sequence[int] = range(len(decode))
-        return Sides(view.latency, n, Side.of((), n), Side.of(decode, n), alone)
+    prefill, decode = _usable(view)
     places = {(c.instance, c.rank): place for place, c in enumerate(decode)}
     return Sides(
         view.latency,
         n,
-        Side.of([c for c in view.prefill if c.usable], n),
+        Side.of(prefill, n),
         Side.of(decode, n),
-        [places[c.instance, c.rank] for c in view.alone],
+        range(len(decode)) if view.whole else [places[c.instance, c.rank] for c in view.alone],
+        view.left_ms,
     )
+
+
+def pair_of(view: View, pair: tuple[int, int]) -> Pair:
+    """The candidates of a view at a pair of places of `sides_of`."""
+    prefill, decode = _usable(view)
+    first, then = pair
+    p = decode[then] if first == NONE else prefill[first]
+    return Pair(p, p if then == NONE else decode[then])
+
+
+def prices_of(places: PricedPlaces, view: View) -> list[float]:
+    """The price of each pair of a view; infinite for those that are not worth a look."""
+    prefill, decode = _usable(view)
+    found: dict[tuple[str, int, str, int], float] = {}
+    for (first, then), price in zip(places.pairs, places.prices, strict=True):
+        p = decode[then] if first == NONE else prefill[first]
+        d = p if then == NONE else decode[then]
+        found[p.instance, p.rank, d.instance, d.rank] = price
+    return [found.get((p.instance, p.rank, d.instance, d.rank), math.inf) for p, d in view.pairs]
+
+
+def _usable(view: View) -> tuple[Sequence[Candidate], Sequence[Candidate]]:
+    """By place, for prefill and for decode."""
+    prefill = [] if view.whole else [c for c in view.prefill if c.usable]
+    return prefill, [c for c in view.decode if c.usable]

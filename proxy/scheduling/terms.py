@@ -20,13 +20,13 @@ A request whose prompt is not known is priced as one of its estimated length of 
 goes by load. Of many candidates for a leg the SHORTLIST best are paired. Nothing here draws, learns or waits.
 """
 
-import math
 from collections.abc import Sequence
+from operator import add
 from typing import NamedTuple
 
 import msgspec
 
-from proxy.scheduling.sides import NONE, PricedPlaces, Side, Sides, sides_of
+from proxy.scheduling.sides import NONE, PricedPlaces, Side, Sides
 from proxy.scheduling.types import Pair, View
 
 LOST_SHARE = 0.3
@@ -65,22 +65,31 @@ themselves one is in the best pair, or in one as good."""
 # -- the formula --------------------------------------------------------------------------------------------
 
 
-def _computed(wait_ms: float, prefill_ms: float, overhead_ms: float) -> float:
-    """The price of a prefill leg."""
-    return wait_ms + prefill_ms + _lost(prefill_ms) + overhead_ms
+def _computed(
+    wait_ms: Sequence[float], prefill_ms: Sequence[float], overhead_ms: Sequence[float]
+) -> list[float]:
+    """The prices of prefill legs."""
+    return [
+        wait + prefill + LOST_SHARE * prefill + overhead
+        for wait, prefill, overhead in zip(wait_ms, prefill_ms, overhead_ms, strict=True)
+    ]
 
 
-def _lost(prefill_ms: float) -> float:
-    """The price of what is pushed out of the cache."""
-    return LOST_SHARE * prefill_ms
-
-
-def _generated(sequences: float, step_ms: float, longer_step_ms: float, kv_use: float) -> float:
-    """The price of an answer beside others, whose step becomes longer."""
-    price_ms = PRICED_STEPS * (longer_step_ms + sequences * (longer_step_ms - step_ms))
-    if kv_use > FULL_FROM:
-        price_ms += FULL_MS * ((kv_use - FULL_FROM) / (1 - FULL_FROM)) ** 2
-    return price_ms
+def _generated(
+    sequences: Sequence[float],
+    step_ms: Sequence[float],
+    longer_step_ms: Sequence[float],
+    kv_use: Sequence[float],
+) -> list[float]:
+    """The prices of answers beside others, whose step becomes longer."""
+    prices_ms = [
+        PRICED_STEPS * (longer + others * (longer - step))
+        for others, step, longer in zip(sequences, step_ms, longer_step_ms, strict=True)
+    ]
+    for place, use in enumerate(kv_use):
+        if use > FULL_FROM:
+            prices_ms[place] += FULL_MS * ((use - FULL_FROM) / (1 - FULL_FROM)) ** 2
+    return prices_ms
 
 
 def _stalled(sequences: float, prefill_ms: float, *, serves_all: bool) -> float:
@@ -102,8 +111,7 @@ def _computing(sides: Sides, side: Side) -> _Prompt:
     """What computing the prompt takes and costs by place."""
     latency, names = sides.latency, side.instances
     prefill_ms = latency.prefill_ms_of(names, _tokens(side), sides.prompt_tokens)
-    prices = map(_computed, side.wait_ms, prefill_ms, latency.overhead_ms_of(names))
-    return _Prompt(prefill_ms, list(prices))
+    return _Prompt(prefill_ms, _computed(side.wait_ms, prefill_ms, latency.overhead_ms_of(names)))
 
 
 class _Answer(NamedTuple):
@@ -121,22 +129,7 @@ def _generating(sides: Sides, side: Side) -> _Answer:
     sequences, contexts = side.sequences, side.context_tokens
     step_ms = latency.step_ms_of(names, sequences, contexts)
     longer_ms = latency.step_ms_of(names, [each + 1 for each in sequences], [each + n for each in contexts])
-    prices = list(map(_generated, sequences, step_ms, longer_ms, side.kv_use))
-    return _Answer(step_ms, longer_ms, prices)
-
-
-def _whole(sides: Sides, side: Side, answer: _Answer, places: Sequence[int]) -> list[float]:
-    """The price of all of the request on the candidates at some places."""
-    steps = sides.latency.steps
-    prefill_ms, computing = _computing(sides, side)
-    prices = []
-    for place in places:
-        price = computing[place] + answer.price_ms[place]
-        if others := side.sequences[place]:
-            price += steps(side.uncached_tokens[place]) * answer.step_ms[place]
-            price += _stalled(others, prefill_ms[place], serves_all=side.serves_all[place])
-        prices.append(price)
-    return prices
+    return _Answer(step_ms, longer_ms, _generated(sequences, step_ms, longer_ms, side.kv_use))
 
 
 def _tokens(side: Side) -> Sequence[float]:
@@ -152,71 +145,99 @@ def _tokens(side: Side) -> Sequence[float]:
 # -- of pairs -----------------------------------------------------------------------------------------------
 
 
+class _Pairs:
+    """The pairs that are worth a look, as they are found."""
+
+    def __init__(self, sides: Sides) -> None:
+        self._sides = sides
+        self._times = sides.left_ms is not None
+        """Whether it matters when the first token comes."""
+        self._pairs: list[tuple[int, int]] = []
+        self._prices: list[float] = []
+        self._ttft_ms: list[float] = []
+
+    @property
+    def found(self) -> PricedPlaces:
+        """All of them."""
+        return PricedPlaces(self._pairs, self._prices, self._ttft_ms)
+
+    def whole(
+        self, side: Side, answer: _Answer, prompt: _Prompt, places: Sequence[int], *, first: bool
+    ) -> None:
+        """All of the request on the candidates at some places; `first`: which are those for prefill."""
+        steps = self._sides.latency.steps
+        prefill_ms, computing = prompt
+        step_ms, _, answering = answer
+        prices, uncached, serves_all = self._prices, side.uncached_tokens, side.serves_all
+        for place in places:
+            price = computing[place] + answering[place]
+            if others := side.sequences[place]:
+                price += steps(uncached[place]) * step_ms[place]
+                price += _stalled(others, prefill_ms[place], serves_all=serves_all[place])
+            prices.append(price)
+        self._pairs += [(place, NONE) if first else (NONE, place) for place in places]
+        if self._times:
+            for place, price in zip(places, prices[-len(places) :], strict=True):
+                all_ms, others = prefill_ms[place], side.sequences[place]
+                stalled_ms = _stalled(others, all_ms, serves_all=serves_all[place])
+                self._ttft_ms.append(price - LOST_SHARE * all_ms - stalled_ms - answering[place])
+
+    def apart(self, prompt: _Prompt, answer: _Answer, apart: Sequence[int]) -> None:
+        """The best of those that only compute prompts with the best of those that generate."""
+        prefill, decode = self._sides.prefill, self._sides.decode
+        computing = prompt.price_ms
+        generating = [
+            wait + longer + price
+            for wait, longer, price in zip(
+                decode.wait_ms, answer.longer_step_ms, answer.price_ms, strict=True
+            )
+        ]
+        firsts = _best(prefill, computing, apart)
+        names, fetched = decode.instances, decode.uncached_tokens
+        fetch_ms_of = self._sides.latency.fetch_ms_of
+        fetch_ms = fetch_ms_of(prefill.instances[firsts[0]], names, fetched)
+        thens = _best(decode, list(map(add, generating, fetch_ms)), range(len(decode)))
+        there, left = [names[then] for then in thens], [fetched[then] for then in thens]
+        for first in firsts:
+            leg_ms = computing[first]
+            fetch_ms = fetch_ms_of(prefill.instances[first], there, left)
+            for then, each_ms in zip(thens, fetch_ms, strict=True):
+                self._pairs.append((first, then))
+                self._prices.append(leg_ms + generating[then] + each_ms)
+                if self._times:
+                    others_ms = LOST_SHARE * prompt.prefill_ms[first] + answer.price_ms[then]
+                    self._ttft_ms.append(self._prices[-1] - others_ms)
+
+
 def priced(sides: Sides) -> PricedPlaces:
     """The pairs that are worth a look, with their prices."""
-    pairs: list[tuple[int, int]] = []
-    prices: list[float] = []
+    pairs = _Pairs(sides)
     prefill, decode = sides.prefill, sides.decode
     both = [place for place, serves_all in enumerate(prefill.serves_all) if serves_all]
+    prompt = _computing(sides, prefill)
     if both:
-        pairs += [(place, NONE) for place in both]
-        prices += _whole(sides, prefill, _generating(sides, prefill), both)
+        pairs.whole(prefill, _generating(sides, prefill), prompt, both, first=True)
     if not len(decode):
-        return PricedPlaces(pairs, prices)
+        return pairs.found
     answer = _generating(sides, decode)
     if len(both) < len(prefill):
-        computing = _computing(sides, prefill).price_ms
-        generating = [
-            sum(each) for each in zip(decode.wait_ms, answer.longer_step_ms, answer.price_ms, strict=True)
-        ]
-        apart = [place for place, serves_all in enumerate(prefill.serves_all) if not serves_all]
-        firsts = _best(prefill, computing, apart)
-        fetching = _fetching(sides, prefill.instances[firsts[0]], generating, range(len(decode)))
-        thens = _best(decode, fetching, range(len(decode)))
-        for number, first in enumerate(firsts):
-            leg_ms = computing[first]
-            if number:
-                fetching = _fetching(sides, prefill.instances[first], generating, thens)
-            for place, then in enumerate(thens):
-                pairs.append((first, then))
-                prices.append(leg_ms + fetching[place if number else then])
+        apart: Sequence[int] = range(len(prefill))
+        if both:
+            apart = [place for place in apart if not prefill.serves_all[place]]
+        pairs.apart(prompt, answer, apart)
     if sides.alone:
-        pairs += [(NONE, place) for place in sides.alone]
-        prices += _whole(sides, decode, answer, sides.alone)
-    return PricedPlaces(pairs, prices)
-
-
-def _fetching(
-    sides: Sides, prefill: str, generating: Sequence[float], places: Sequence[int]
-) -> Sequence[float]:
-    """The prices of decode legs at some places, with what is between them and a prefill instance."""
-    latency, decode, fetched = sides.latency, sides.decode.instances, sides.decode.uncached_tokens
-    return [
-        generating[place]
-        + latency.handshake_ms(prefill, decode[place])
-        + latency.transfer_ms(prefill, decode[place], fetched[place])
-        for place in places
-    ]
+        pairs.whole(decode, answer, _computing(sides, decode), sides.alone, first=False)
+    return pairs.found
 
 
 def _best(side: Side, prices: Sequence[float], places: Sequence[int]) -> Sequence[int]:
     """Those of the lowest prices, the lowest first; of equal ones those that were picked longest ago."""
     picks = side.last_pick
+    if len(places) > SHORTLIST:
+        most = sorted([prices[place] for place in places])[SHORTLIST - 1]
+        places = [place for place in places if prices[place] <= most]
     ranked = sorted([(prices[place], picks[place], place) for place in places])
     return [place for _, _, place in ranked[:SHORTLIST]]
-
-
-def prices_of(view: View) -> list[float]:
-    """The price of each pair of a view; infinite for those that are not worth a look."""
-    places = priced(sides_of(view))
-    prefill = [c for c in view.prefill if c.usable] if not view.whole else []
-    decode = [c for c in view.decode if c.usable]
-    found: dict[tuple[str, int, str, int], float] = {}
-    for (first, then), price in zip(places.pairs, places.prices, strict=True):
-        p = decode[then] if first == NONE else prefill[first]
-        d = p if then == NONE else decode[then]
-        found[p.instance, p.rank, d.instance, d.rank] = price
-    return [found.get((p.instance, p.rank, d.instance, d.rank), math.inf) for p, d in view.pairs]
 
 
 # -- to be shown --------------------------------------------------------------------------------------------
@@ -287,7 +308,7 @@ def terms_of(pair: Pair, view: View) -> Terms:
         transfer_ms=0.0 if one else latency.transfer_ms(p.instance, d.instance, fetched),
         decode_wait_ms=0.0 if one else d.wait_ms,
         step_ms=beside_ms if one else longer_ms,
-        cache_price_ms=_lost(prefill_ms),
+        cache_price_ms=LOST_SHARE * prefill_ms,
         stall_price_ms=_stalled(others, prefill_ms, serves_all=p.serves_all) if one else 0.0,
-        decode_price_ms=_generated(others, step_ms, longer_ms, d.kv_use),
+        decode_price_ms=_generated([others], [step_ms], [longer_ms], [d.kv_use])[0],
     )

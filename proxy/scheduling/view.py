@@ -139,12 +139,19 @@ class Viewer:
         return self._view(question, now, prefill, decode)
 
     def sides(
-        self, question: Question, now: float, constraints: Constraints, *, alone: bool
+        self,
+        question: Question,
+        now: float,
+        constraints: Constraints,
+        *,
+        alone: bool,
+        left_ms: float | None,
     ) -> "Seen | None":
         """What a policy of milliseconds needs of the candidates, where that can be told of those alone that
         are as good as any; None where it cannot, or where nothing is predicted.
 
-        `alone`: whether instances that only decode may serve the request by themselves.
+        `alone`: whether instances that only decode may serve the request by themselves; `left_ms`: as
+        `Sides.left_ms`.
         """
         outlook = self._outlook
         failed, tried, prefill_on, over_limit, kept = constraints
@@ -177,6 +184,7 @@ class Viewer:
             self._side(first, look, length, outlook),
             self._side(then, look, length, outlook),
             places,
+            left_ms,
         )
         return Seen(look, first, then, sides)
 
@@ -199,7 +207,7 @@ class Viewer:
                 uncached[place] -= tokens
         of, now = outlook.of, look.now
         ahead = [of(rank, now) for rank in ranks]
-        wait_ms = [each[0] for each in ahead]
+        wait_ms = [each.wait_ms for each in ahead]
         if look.adapter is not None:
             wait_ms = [each + self._slot_ms(rank, look) for each, rank in zip(wait_ms, ranks, strict=True)]
         return Side(
@@ -207,9 +215,9 @@ class Viewer:
             uncached,
             (),
             wait_ms,
-            [each[1] for each in ahead],
-            [each[2] for each in ahead],
-            [each[3] for each in ahead],
+            [each.sequences for each in ahead],
+            [each.context_tokens for each in ahead],
+            [each.kv_use for each in ahead],
             [rank.serves_all for rank in ranks],
             [rank.load.last_pick for rank in ranks],
         )

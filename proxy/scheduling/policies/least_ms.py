@@ -3,8 +3,8 @@ than it gains.
 """
 
 from proxy.scheduling.goals import prices_within
-from proxy.scheduling.sides import PricedPlaces, Sides
-from proxy.scheduling.terms import priced, prices_of, terms_of
+from proxy.scheduling.sides import PricedPlaces, Sides, prices_of, sides_of
+from proxy.scheduling.terms import priced
 from proxy.scheduling.types import View
 
 
@@ -17,11 +17,11 @@ class LeastMs:
 
     def prices(self, view: View) -> list[float]:
         """As `Policy`, in milliseconds."""
-        prices = prices_of(view)
-        if view.left_ms is None:
-            return prices
-        return [*prices_within(prices, lambda place: terms_of(view.pairs[place], view), view.left_ms)]
+        return prices_of(self.priced(sides_of(view)), view)
 
     def priced(self, sides: Sides) -> PricedPlaces:
         """As `PlacePolicy`, in milliseconds."""
-        return priced(sides)
+        places = priced(sides)
+        if sides.left_ms is None:
+            return places
+        return places._replace(prices=prices_within(places.prices, places.ttft_ms, sides.left_ms))

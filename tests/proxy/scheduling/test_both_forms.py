@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,10 +12,12 @@ from proxy.caches.accuracy import Accuracy
 from proxy.config import Admission, parse_instance
 from proxy.fleet import Claim, Fleet, Instance, ModelCard
 from proxy.fleet.circuit import Breaker
+from proxy.fleet.claims import Timing
 from proxy.phases import Phase, Role
+from proxy.request.deadlines import Goal
 from proxy.scheduling.decision import Decision, Pick
 from proxy.scheduling.placement import Placement
-from proxy.scheduling.policies import POLICIES
+from proxy.scheduling.policies import POLICIES, LeastMs
 from proxy.scheduling.question import Question
 from proxy.scheduling.standing import MAX_MODELS, Standing
 from proxy.scheduling.types import AnyPolicy, Candidate, Leg
@@ -22,6 +25,9 @@ from proxy.scheduling.types import AnyPolicy, Candidate, Leg
 ROLES = (Role.PREFILL, Role.PREFILL, Role.DECODE, Role.DECODE, Role.BOTH, Role.BOTH)
 BLOCK = 4
 PROMPTS = [[shared] * 16 + [last] * 24 for shared in (1, 2) for last in (3, 4)]
+
+
+NOBODY = frozenset[str]()
 
 
 class Feed:
@@ -101,7 +107,8 @@ class Scene:
                 self.now += amount / 8
             case "leg" if instance.takes(phase):
                 work = amount // 2 if phase is Phase.DECODE and amount % 3 else None
-                claim = self.fleet.claim(instance.address, rank, phase, amount, amount * 2, work)
+                timing = Timing(lambda: self.now, 10.0 * (amount % 4))
+                claim = self.fleet.claim(instance.address, rank, phase, amount, amount * 2, work, timing)
                 self.claims.append(claim)
             case "computed" if self.claims:
                 self.claims[amount % len(self.claims)].computed()
@@ -154,10 +161,22 @@ class Scene:
             case "removed":
                 self.fleet.remove(instance.address)
 
-    def decide(self, question: Question, kept: frozenset[tuple[Phase, str]]) -> tuple[Decision, Decision]:
+    def decide(
+        self,
+        question: Question,
+        kept: frozenset[tuple[Phase, str]],
+        failed: frozenset[str] = NOBODY,
+        left_ms: int | None = None,
+    ) -> tuple[Decision, Decision]:
         """The decision that is shown, and the one that is followed."""
         shown, followed = self.placements
-        return shown.decide(question, kept=kept), followed.decide(question, kept=kept, shown=False)
+        if left_ms is not None:
+            goal = Goal(1000, self.now + left_ms / 1000)
+            question = msgspec.structs.replace(question, goal=goal)
+        return (
+            shown.decide(question, kept=kept, failed=failed),
+            followed.decide(question, kept=kept, failed=failed, shown=False),
+        )
 
 
 def ask(tokens: list[int] | None, **more: object) -> Question:
@@ -237,6 +256,32 @@ def test_what_is_followed_is_what_would_be_shown(
         one, other = scene.policies
         if isinstance(one, Own) and isinstance(other, Own):
             assert one.seen == other.seen, "a user's policy is asked the same"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([Admission(), Admission(max_prefill_tokens=60, max_decode_tokens=120)]),
+    st.lists(st.booleans(), min_size=6, max_size=6) | st.just([True] * 6),
+    COURSES,
+    st.frozensets(st.integers(0, 5).map("i{}:1".format), max_size=3),
+    st.none() | st.sampled_from([-10, 5, 20, 40, 80, 10_000]),
+)
+def test_least_ms_chooses_the_same_for_retries_within_limits_and_with_goals(
+    limits: Admission,
+    there: list[bool],
+    course: list[tuple[list[tuple[str, int, int]], Question, frozenset[tuple[Phase, str]]]],
+    failed: frozenset[str],
+    left_ms: int | None,
+) -> None:
+    scene = Scene(LeastMs, limits, there)
+    for happened, question, kept in course:
+        for happening in happened:
+            scene.happens(*happening)
+        shown, followed = scene.decide(question, kept, failed, left_ms)
+        assert chosen(shown.prefill) == chosen(followed.prefill)
+        assert chosen(shown.decode) == chosen(followed.decode)
+        assert shown.bypass == followed.bypass
+        assert not followed.pairs.pairs or not followed.admissible, "not all pairs are looked at"
 
 
 def chosen(pick: Pick) -> Candidate | None:

@@ -11,7 +11,7 @@ from proxy.latency.model import LatencyModel
 from proxy.latency.profiles import PROFILES, UNKNOWN
 from proxy.scheduling.goals import OWN_SHARE, SURE_SHARE, Lateness, prices_within
 from proxy.scheduling.policies.least_ms import LeastMs
-from proxy.scheduling.terms import Terms, terms_of
+from proxy.scheduling.terms import SHORTLIST, Terms, terms_of
 from proxy.scheduling.types import Candidate, View
 from tests.helpers.candidates import candidate
 
@@ -28,7 +28,7 @@ def terms(ttft_ms: float, others_ms: float) -> Terms:
 def within(pairs: list[tuple[float, float]], left_ms: float) -> list[float]:
     """The prices of pairs of (time to first token, price for others)."""
     made = [terms(*each) for each in pairs]
-    return [*prices_within([each.cost_ms for each in made], made.__getitem__, left_ms)]
+    return [*prices_within([each.cost_ms for each in made], [each.ttft_ms for each in made], left_ms)]
 
 
 @given(st.lists(st.tuples(MS, MS), min_size=1, max_size=20), MS)
@@ -62,13 +62,15 @@ def test_of_equal_ones_the_sooner_is_better_and_a_late_goal_changes_nothing() ->
     assert within([(300.0, 5.0), (100.0, 9.0)], -20.0) == [305.0, 109.0]
 
 
-def test_pairs_that_are_not_worth_a_look_are_not_looked_at() -> None:
-    def terms_at(place: int) -> Terms:
-        assert place == 1
-        return terms(10.0, 1.0)
-
-    first, second = prices_within([math.inf, 11.0], terms_at, 100.0)
-    assert first == math.inf > second
+def test_pairs_that_are_not_worth_a_look_stay_so() -> None:
+    latency = LatencyModel(PROFILES[UNKNOWN])
+    prefill = [candidate(f"p{number}:1", uncached=8000) for number in range(2 * SHORTLIST)]
+    view = View(
+        "tiny", 8000, prefill, [candidate("d:1", uncached=8000)], estimated_tokens=8000, latency=latency
+    )
+    view.left_ms = 1e6
+    prices = LeastMs().prices(view)
+    assert [price < math.inf for price in prices] == [True] * SHORTLIST + [False] * SHORTLIST
 
 
 @pytest.mark.parametrize(
