@@ -1,8 +1,11 @@
 """`kvproxy fit` takes a configuration and has a profile written, and words for standard output."""
 
+import functools
 import pathlib
 import sys
 import time
+
+import msgspec
 
 from proxy.cli.flags.reading import FitOptions
 from proxy.config import Config
@@ -57,18 +60,20 @@ async def _fit(config: Config, options: FitOptions) -> str:
     usual = EngineSize()
     blocks = [told.blocks for told in prober.told.values() if told.blocks is not None]
     sizes = [told.block_size for told in prober.told.values() if told.block_size is not None]
+    source = functools.partial(source_of, time.strftime("%Y-%m-%d"), config.model, versions)
     outcome = outcome_of(
         prober.seen,
         {spec.address: spec.role for spec in config.instances},
-        source=source_of(time.strftime("%Y-%m-%d"), config.model, versions),
+        source=source(),
         chunk_tokens=options.chunk_tokens,
         engine=EngineSize(
             block_size=min(sizes, default=usual.block_size),
             blocks=max(1, min(blocks, default=usual.blocks + 1) - 1),  # block 0 holds nothing
         ),
     )
+    profile = msgspec.structs.replace(outcome.profile, source=source(outcome.unknown))
     try:
-        options.out.write_text(written(outcome.profile), encoding="utf-8")
+        options.out.write_text(written(profile), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {options.out}: {error.strerror}") from None
     return words_of(outcome, prober.seen)

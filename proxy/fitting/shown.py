@@ -12,11 +12,15 @@ KINDS = {
 }
 
 
-def source_of(day: str, model: str, versions: Mapping[str, str]) -> str:
-    """The sentence for a profile. `versions`: of each engine."""
+def source_of(day: str, model: str, versions: Mapping[str, str], unknown: Sequence[str] = ()) -> str:
+    """The sentence for a profile. `versions`: of each engine; `unknown`: as `Outcome.unknown`."""
     which = ", ".join(sorted(set(versions.values())))
     engines = "1 engine" if len(versions) == 1 else f"{len(versions)} engines"
-    return f"kvproxy fit on {day}, by probing {engines} (vLLM {which}) that serve {model}"
+    source = f"kvproxy fit on {day}, by probing {engines} (vLLM {which}) that serve {model}"
+    if unknown:
+        called = ", ".join(f"{KINDS[kind][0]} ({', '.join(KINDS[kind][1])})" for kind in unknown)
+        source += f"; not measured, as of any engine: {called}"
+    return source
 
 
 def words_of(outcome: Outcome, seen: Seen) -> str:

@@ -60,6 +60,19 @@ async def test_what_was_planted_is_found_and_nothing_is_held(tmp_path: pathlib.P
     assert load_profile(str(out)) == profile
 
 
+async def test_a_profile_says_what_was_not_measured(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "profile.toml"
+    async with StandIn(ENGINE) as engine:
+        options = FitOptions(out, limit_s=0.2, longest=512, chunk_tokens=2048, anyway=False)
+        words = await fit(config_of((engine, Role.BOTH)), options)
+    assert "transfers: not measured" in words
+    _, told, figures = read_profile(out, "--profile", ()).source.partition(
+        "; not measured, as of any engine: "
+    )
+    assert told
+    assert "transfers (transfer, transfer_per_token, handshake)" in figures
+
+
 def _page(url: str) -> str:
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         return str(answer.read().decode())

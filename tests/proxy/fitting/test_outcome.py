@@ -126,3 +126,7 @@ def test_a_source_says_when_what_and_whom() -> None:
     assert source_of("2026-12-01", "llama", versions) == (
         "kvproxy fit on 2026-12-01, by probing 3 engines (vLLM 0.32.0, 0.33.0) that serve llama"
     )
+    assert source_of("2026-12-01", "llama", {"a": "0.32.0"}, ["step", "transfer"]).endswith(
+        "; not measured, as of any engine: decode steps (s0, s1, s2),"
+        " transfers (transfer, transfer_per_token, handshake)"
+    )
