@@ -14,12 +14,14 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from proxy.errors import TraceError
 from scripts.workshop import launching
 from scripts.workshop.bench.policies.ablation import OURS
 from scripts.workshop.bench.policies.grid import BASELINES, SECTIONS, Size
 from scripts.workshop.bench.policies.plot import write_plot
 from scripts.workshop.bench.policies.run import run
 from scripts.workshop.bench.policies.store import Store
+from scripts.workshop.bench.policies.traffics import RECORDED, traffic
 
 
 def main() -> None:
@@ -43,9 +45,19 @@ def main() -> None:
     size = Size(policies, 1 if args.quick else args.seeds, short=args.quick)
     sections = [name for name in args.only if not (args.quick and name == "truth")]
     store = Store(args.out, frozenset(filter(None, args.again.split(","))))
+    if args.trace is not None:
+        try:
+            traffic(RECORDED, 0, args.trace)
+        except TraceError as error:
+            parser.error(f"--trace: {error}")
+    elif args.plot is not None:
+        parser.error("--plot is of runs on the recorded trace: --trace is needed")
     holds = run(sections, size, store, args.trace, args.jobs)
     if args.plot is not None:
-        write_plot(store, args.plot)
+        try:
+            write_plot(store, args.plot, short=args.quick)
+        except ValueError as error:
+            parser.error(f"--plot: {error}")
     sys.exit(not holds)
 
 

@@ -1,6 +1,7 @@
 """The grid of policies: what is run, that it is run once, and that a verdict can be either."""
 
 import pathlib
+import sys
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 
 from proxy.traces.readers import read
 from proxy.traces.shaping import between
+from scripts import bench_policies
 from scripts.workshop.bench.policies.ablation import OURS, WITHOUT
 from scripts.workshop.bench.policies.cells import Asked, Got, run_cell
 from scripts.workshop.bench.policies.grid import BASELINES, SECTIONS, Size
@@ -147,3 +149,42 @@ def test_the_plot_has_a_curve_for_each_policy(tmp_path: pathlib.Path) -> None:
     made = ET.parse(tmp_path / "plot.svg")
     curves = [each.get("points") for each in made.iter("{http://www.w3.org/2000/svg}polyline")]
     assert [len(points.split()) for points in curves if points] == [2, 2, 2, 2]
+
+
+def test_the_plot_of_a_quick_run_is_of_the_beginning_of_the_trace_as_it_is(tmp_path: pathlib.Path) -> None:
+    plain = Asked(f"{RECORDED}.short", "8b", "", 3.0)
+    late = msgspec.structs.replace(plain, event_delay_s=1.0)
+    cells = [got(OURS, 300.0, place=plain), got(OURS, 9000.0, place=late), got(OURS, 400.0, place=late)]
+    write_plot(cells, tmp_path / "plot.svg", short=True)
+    curves = ET.parse(tmp_path / "plot.svg").iter("{http://www.w3.org/2000/svg}polyline")
+    assert [len((each.get("points") or "").split()) for each in curves] == [1]
+    with pytest.raises(ValueError, match="nothing was run"):
+        write_plot(cells, tmp_path / "plot.svg")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trace", "/nowhere/trace.jsonl"], "--trace: /nowhere/trace.jsonl: No such file or directory"),
+        (["--trace", "a" * 300], "File name too long"),
+        (["--plot", "plot.svg"], "--plot is of runs on the recorded trace: --trace is needed"),
+        (
+            ["--trace", str(TRACE), "--only", "generated", "--policies", "", "--plot", "x.svg"],
+            "--plot: nothing",
+        ),
+    ],
+)
+def test_wrong_words_of_the_script_are_named(
+    words: list[str],
+    said: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_policies.py", str(tmp_path), *words])
+    monkeypatch.setattr(bench_policies, "run", lambda *_: True)
+    with pytest.raises(SystemExit) as ended:
+        bench_policies.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "plot.svg").exists()

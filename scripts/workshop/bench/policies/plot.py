@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from proxy.simulation.report.axes import Axis, named
 from proxy.simulation.report.charts import DASHES, MARKERS
-from scripts.workshop.bench.policies.cells import Got
+from scripts.workshop.bench.policies.cells import Asked, Got
 from scripts.workshop.bench.policies.traffics import RECORDED
 
 POLICIES = ("least_ms", "cache_affinity", "dynamo", "approx_prefix", "llmd", "round_robin")
@@ -21,12 +21,17 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 344, 34, 222
 LEGEND, LEGEND_LEFT = 46, 12
 
 
-def write_plot(cells: Iterable[Got], path: pathlib.Path) -> None:
-    """Write the plot of the runs on the recorded trace. Raises ValueError if there are none."""
+def write_plot(cells: Iterable[Got], path: pathlib.Path, *, short: bool = False) -> None:
+    """Write the plot of the runs on the recorded trace, or on its beginning (`short`). Raises ValueError if
+    there are none.
+    """
+    name = f"{RECORDED}.short" if short else RECORDED
     found = [
         got
         for got in cells
-        if got.asked.traffic == RECORDED and got.asked.fleet in FLEETS and got.asked.policy in POLICIES
+        if (asked := got.asked).fleet in FLEETS
+        and asked.policy in POLICIES
+        and asked.place == Asked(name, asked.fleet, "", asked.speed)
     ]
     if not found:
         raise ValueError("nothing was run on the recorded trace")
