@@ -13,12 +13,14 @@ import msgspec
 
 from proxy.cli.simulate import (
     SHOWN_EVERY_S,
+    add_bypass,
     add_traffic,
     count,
     listed,
     make_folder,
     milliseconds,
     number,
+    whole_number,
     workload_of,
     write_files,
 )
@@ -98,6 +100,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--event-delay-ms", type=milliseconds, default=1000 * usual.event_delay_s, metavar="MS",
         help="from an engine's step until its KV events are in the index (default: %(default)g)",
     )  # fmt: skip
+    add_bypass(fleet)
     output = parser.add_argument_group("how")
     output.add_argument(
         "--sample", type=_sample, metavar="REQUESTS",
@@ -117,6 +120,7 @@ def _plan(given: argparse.Namespace) -> None:
         profile=given.profile,
         seed=given.seed,
         event_delay_s=given.event_delay_ms / 1000,
+        bypass_tokens=given.bypass,
         goals=Goals(given.ttft_ms, given.itl_ms),
     )
     setup.check()
@@ -225,4 +229,4 @@ def _goodput(text: str) -> float:
 
 
 def _sample(text: str) -> int:
-    return int(number(str(int(text)), 0, 1e9))
+    return whole_number(text, 0, 10**9)

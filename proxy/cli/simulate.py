@@ -77,10 +77,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--unknown-share", type=share, default=usual.unknown_share, metavar="SHARE",
         help="the share of prompts whose tokens the router does not know (default: %(default)g)",
     )  # fmt: skip
-    fleet.add_argument(
-        "--bypass", type=_bypass, default=usual.bypass_tokens, metavar=BYPASS.setting.unit,
-        help="which requests decode instances serve whole, as for kvproxy serve (default: auto)",
-    )  # fmt: skip
+    add_bypass(fleet)
     fleet.add_argument(
         "--routers", type=count, default=usual.routers, metavar="COUNT",
         help="so many kvproxies, each of which sees a share of the requests (default: %(default)s)",
@@ -137,6 +134,14 @@ def add_traffic(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     return traffic
 
 
+def add_bypass(group: "argparse._ArgumentGroup") -> None:
+    """Add `--bypass`, as `kvproxy serve` has it."""
+    group.add_argument(
+        "--bypass", type=_bypass, default=Setup().bypass_tokens, metavar=BYPASS.setting.unit,
+        help="which requests decode instances serve whole, as for kvproxy serve (default: auto)",
+    )  # fmt: skip
+
+
 def _simulate(given: argparse.Namespace) -> None:
     setups = _setups(given)
     workload = workload_of(given)
@@ -172,13 +177,20 @@ def _tell(given: argparse.Namespace, comparison: Comparison) -> None:
 def workload_of(given: argparse.Namespace) -> Workload:
     """The traffic that is named on the command line. Raises ConfigError or TraceError."""
     names: list[str] = given.traces
-    if len(names) == 1 and not pathlib.Path(names[0]).exists() and names[0].partition(":")[0] in GENERATORS:
+    if len(names) == 1 and names[0].partition(":")[0] in GENERATORS and not _is_there(names[0]):
         if given.limit is not None:
             raise ConfigError("--limit is for files: a generator has figures of its own")
         workload = generator(names[0], given.seed).generate()
     else:
         workload = read([pathlib.Path(name) for name in names], limit=given.limit)
     return spread(workload, given.seed) if given.spread else workload
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return pathlib.Path(name).exists()
+    except (OSError, ValueError):  # too long for a name, or no text for one
+        return False
 
 
 def _setups(given: argparse.Namespace) -> list[Setup]:
@@ -306,7 +318,8 @@ def number(text: str, least: float, most: float) -> float:
     return found
 
 
-def _whole(text: str, least: int, most: int) -> int:
+def whole_number(text: str, least: int, most: int) -> int:
+    """A whole number of a flag from `least` to `most`."""
     try:
         number = int(text)
     except ValueError:
@@ -328,11 +341,11 @@ def share(text: str) -> float:
 
 def count(text: str) -> int:
     """A number of things of a flag."""
-    return _whole(text, 1, 10**9)
+    return whole_number(text, 1, 10**9)
 
 
 def _seed(text: str) -> int:
-    return _whole(text, 0, MOST_SEED)
+    return whole_number(text, 0, MOST_SEED)
 
 
 def _speed(text: str) -> float:

@@ -58,6 +58,7 @@ def _about(plan: Plan) -> list[tuple[str, str]]:
         ("GPUs", f"{task.gpus}, {task.gpus_per_instance} for each instance"),
         ("goals", goals),
         ("policy", setup.policy),
+        ("bypass", {None: "auto", 0: "off"}.get(setup.bypass_tokens, f"{setup.bypass_tokens} tokens")),
         ("engines", f"profile {setup.profile}"),
         ("KV events", f"in the index {1000 * setup.event_delay_s:g} ms after an engine's step"),
         ("seed", str(setup.seed)),

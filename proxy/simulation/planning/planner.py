@@ -103,7 +103,8 @@ class Planner:
         sampled = [trial for trial in self.trials if trial.whole == (self.task.sample is None)]
         each_s = sum(trial.wall_s for trial in sampled) / max(1, len(sampled))
         seen = {trial.fleet for trial in sampled}
-        fleets = len(self._fleets) if self._chosen else min(len(self._fleets), splits.FEW + 5)
+        line = len(self._line())
+        fleets = len(self._fleets) - line + min(line, splits.FEW + 5)
         runs = search.most_runs()
         left = max(0, fleets - len(seen)) * runs
         left += max(0, runs - sum(trial.fleet == self.trials[-1].fleet for trial in sampled))
@@ -136,9 +137,7 @@ class Planner:
 
     def _order(self) -> Iterator[str]:
         """Of many splits in order some, and then those around the best, until its neighbours were tried."""
-        line = [
-            fleet for fleet in self._fleets if not self._chosen and fleet in splits.parted(self.instances)
-        ]
+        line = self._line()
         tried = splits.first_of(line)
         for place in tried:
             yield line[place]
@@ -151,6 +150,13 @@ class Planner:
                 tried.append(place)
                 yield line[place]
         yield from (fleet for fleet in self._fleets if fleet not in line)
+
+    def _line(self) -> list[str]:
+        """The splits of which, if they are many, only some are tried."""
+        if self._chosen:
+            return []
+        parted = set(splits.parted(self.instances))
+        return [fleet for fleet in self._fleets if fleet in parted]
 
     def _search(self, fleet: str, guess: float, *, whole: bool = False) -> float | None:
         """The highest load that meets the goals; None if not even an idle fleet does."""

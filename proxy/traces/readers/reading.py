@@ -79,10 +79,15 @@ def _within(requests: Iterable[TraceRequest], from_s: float, to_s: float) -> lis
 
 def _files(given: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:
     for path in given:
-        if not path.is_dir():
+        try:
+            is_folder = path.is_dir()
+            found = [each for each in path.iterdir() if each.is_file()] if is_folder else []
+        except OSError as error:
+            raise TraceError(f"{path}: {error.strerror}") from None
+        if not is_folder:
             yield path
             continue
-        found = sorted(each for each in path.iterdir() if each.is_file() and each.suffix in SUFFIXES)
+        found = sorted(each for each in found if each.suffix in SUFFIXES)
         if not found:
             raise TraceError(f"{path}: no file in it that ends in {', '.join(SUFFIXES)}")
         yield from found

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -36,13 +37,16 @@ def test_a_table_and_what_to_do_are_printed_and_written(
 
 def test_only_what_is_asked_is_tried(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--gpus", "6", "--gpus-per-instance", "2", "--fleet", "1p2d,3b", "--minutes", "0.2", "--goodput"]
-    main(["plan", TRAFFIC, *words, "0.5", "--out", str(tmp_path)])
+    main(["plan", TRAFFIC, *words, "0.5", "--bypass", "off", "--out", str(tmp_path)])
     about, _, *lines = capsys.readouterr().out.splitlines()
     assert "from 0 to 12 s" in about
     assert [line.split()[0] for line in lines[:2]] == ["1p2d", "3b"]
     assert "Take " in lines[2]
     assert "6 GPUs carry" in lines[2]
-    assert json.loads((tmp_path / "plan.json").read_text())["task"]["share"] == 0.5
+    task = json.loads((tmp_path / "plan.json").read_text())["task"]
+    assert task["share"] == 0.5
+    assert task["setup"]["bypass_tokens"] == 0
+    assert "<dt>bypass</dt><dd>off</dd>" in re.sub(r"\s*\n\s*", "", (tmp_path / "plan.html").read_text())
 
 
 def test_ctrl_c_leaves_what_is_known(tmp_path: pathlib.Path) -> None:
@@ -82,6 +86,9 @@ def test_ctrl_c_leaves_what_is_known(tmp_path: pathlib.Path) -> None:
         (["--gpus", "2", "--goodput", "95"], "argument --goodput: 95: not from 0.01 to 1"),
         (["--gpus", "2", "--minutes", "0"], "argument --minutes: 0: not from"),
         (["--gpus", "2", "--sample", "-1"], "argument --sample: -1: not from 0"),
+        (["--gpus", "2", "--sample", "abc"], "argument --sample: 'abc': a whole number is needed"),
+        (["--gpus", "2", "--bypass", "-1"], "--bypass must be at least 0, not -1"),
+        (["--gpus", "2", "--bypass", "few"], "argument --bypass: 'few' is not auto, off or a whole number"),
         (["--gpus", "2", "--out", "/dev/null/plan"], "--out /dev/null/plan: Not a directory"),
     ],
 )

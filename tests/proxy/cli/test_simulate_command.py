@@ -126,6 +126,19 @@ def test_all_may_be_one_of_several_policies(trace: str, capsys: pytest.CaptureFi
     assert policies == ["dynamo", *(name for name in names_of_policies() if name != "dynamo")]
 
 
+def test_words_longer_than_a_file_name_can_be_are_a_generator_or_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "unrelated:" + ",".join(["per_s=2", "duration_s=5"] * 20)
+    main(["simulate", words, "--fleet", "2b", "--policy", "random"])
+    assert "unrelated" in capsys.readouterr().out
+    for missing in ("a" * 300, "chats" + "a" * 300):
+        with pytest.raises(SystemExit) as exit_:
+            main(["simulate", missing, "--fleet", "2b"])
+        assert exit_.value.code == 2
+        assert "File name too long" in capsys.readouterr().err
+
+
 def test_the_seed_draws_a_generators_traffic_too(tmp_path: pathlib.Path) -> None:
     told = []
     for seed, more in (("1", ""), ("2", ""), ("2", ",seed=1")):

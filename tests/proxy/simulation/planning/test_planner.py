@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from proxy.errors import ConfigError
+from proxy.simulation.planning import search, splits
 from proxy.simulation.planning.outcome import Plan, advice, as_table, met, plan_of, rows_of
 from proxy.simulation.planning.page import page_of
 from proxy.simulation.planning.planner import Planner
@@ -135,6 +136,17 @@ def test_an_end_before_its_time_leaves_what_is_known(workload: Workload) -> None
     assert runs[0].startswith("1p2d at 1 times")
     assert (planner.left_s() or 0) > 0
     assert "ended before its time" in page_of(plan)
+
+
+@pytest.mark.parametrize("both", list(Both))
+def test_what_is_left_counts_every_split_that_will_be_tried(
+    both: Both, plan: Plan, workload: Workload
+) -> None:
+    planner = Planner(workload, SETUP, gpus=16, both=both, sample=0)
+    of_both = {Both.NONE: 0, Both.ALL: 1, Both.SOME: 1 + len(splits.mixed(16))}[both]
+    planner.trials.append(msgspec.structs.replace(plan.trials[0], fleet="1p15d", whole=True, wall_s=2.0))
+    left = (splits.FEW + 5 + of_both) * search.most_runs() - 1
+    assert planner.left_s() == pytest.approx(2.0 * left)
 
 
 def test_goals_that_nobody_meets_are_said_to_be_so(workload: Workload) -> None:
