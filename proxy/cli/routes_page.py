@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from proxy.edge.app import CLIENTS, PROBES
 from proxy.edge.routes.openapi import description
 from proxy.request.dialects import DIALECTS
-from proxy.request.passing import PASSED, ROUTES, By, Carries, Whole
+from proxy.request.passing import PASSED, ROUTES, By, Whole
 
 _HEAD = """\
 # Routes
@@ -46,6 +46,11 @@ A form goes through as its client sends it: no more than 64 KiB of it are held, 
 behind a longer file counts as not given), and it may not be longer than `--max-body-mb`. Once any of it was sent, it is not
 tried again.
 
+A WebSocket is opened at an engine before the client hears that it is open; until then another engine may be tried, and an engine's
+refusal passes. Then messages cross both ways, of up to 16 MiB, and each end gets the code with which the other one closed. A
+shutdown closes it with 1001, an engine that breaks and a time limit that is over with 1011. Pages of other origins than those of
+`--allowed-origins` cannot open one.
+
 ## Answered from what is known
 
 No engine is asked for these.
@@ -66,7 +71,7 @@ def _split() -> Iterable[str]:
 
 
 def _whole(route: Whole) -> str:
-    body = route.carries if route.carries is Carries.SOCKET else f"{route.carries}, {route.model}"
+    body = f"{route.carries}, {route.model}"
     cells = (
         f"`{route.method} {route.path}`",
         route.does,

@@ -112,6 +112,14 @@ ROUTES: tuple[Whole, ...] = (
         model=Model.FIELD,
         more=_HEARS,
     ),
+    Whole(
+        "/v1/realtime",
+        "realtime",
+        "The words of a voice as it speaks",
+        carries=Carries.SOCKET,
+        model=Model.QUERY,
+        more="403 of engines whose model does not hear",
+    ),
 )
 """The routes of vLLM 0.32 that are served whole."""
 

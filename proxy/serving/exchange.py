@@ -54,6 +54,15 @@ LATE_CLOSE_S = 0.1
 can be used again. The client has the whole answer by then."""
 
 
+class Handshake(msgspec.Struct, frozen=True):
+    """A WebSocket that a client wants."""
+
+    query: str
+    """The query of its path, with the question mark; empty if there is none."""
+    protocols: tuple[str, ...] = ()
+    """The subprotocols that it speaks."""
+
+
 class Trace(msgspec.Struct):
     """What was tried for one client request: for its line in the access log, and for `RequestEnded`."""
 
@@ -103,6 +112,8 @@ class Call(msgspec.Struct, frozen=True):
     """As `Question.goal`."""
     upload: Upload | None = None
     """What its one leg carries in place of the body of the request; None: that body."""
+    handshake: Handshake | None = None
+    """The WebSocket that its one leg opens; None: it opens none."""
 
 
 class Reply:
@@ -123,6 +134,8 @@ class Reply:
         self.body = body
         """The whole body, or the events of a stream as they come (raises LegError if the stream is cut)."""
         self.decision = decision
+        self.socket: OpenSocket | None = None
+        """The open WebSocket, of a reply of status 101."""
         self._ends = ends
 
     def also_ends(self, ends: Ends) -> None:
@@ -135,6 +148,30 @@ class Reply:
         """Give back what the request still holds."""
         if self._ends is not None:
             self._ends.close()
+
+
+class OpenSocket(abc.ABC):
+    """An engine's side of a WebSocket; whoever ends it says how it has ended."""
+
+    protocol: str | None
+    """The subprotocol that the engine has chosen."""
+
+    @abc.abstractmethod
+    async def receive(self) -> str | bytes | None:
+        """The engine's next message; None once it has closed the socket. Raises LegError if it breaks."""
+
+    @abc.abstractmethod
+    async def send(self, message: str | bytes) -> None:
+        """Pass a message on. Raises LegError."""
+
+    @abc.abstractmethod
+    async def finish(self, code: int) -> None:
+        """Close it in order."""
+
+    @property
+    @abc.abstractmethod
+    def close_code(self) -> int:
+        """The code with which the engine has closed it."""
 
 
 Take = Callable[[bytes], bool]

@@ -2,7 +2,7 @@
 arguments.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from proxy.errors import LegError
@@ -58,8 +58,38 @@ class Uploaded(Protocol):
         ...
 
 
+class Socket(Answer, Protocol):
+    """A WebSocket to an engine: open if its status is 101, else the engine's refusal."""
+
+    @property
+    def protocol(self) -> str | None:
+        """The subprotocol that the engine has chosen."""
+        ...
+
+    @property
+    def close_code(self) -> int:
+        """The code with which the engine has closed it."""
+        ...
+
+    async def receive(self) -> str | bytes | None:
+        """The engine's next message; None once it has closed the socket. Raises LegError if it breaks."""
+        ...
+
+    async def send(self, message: str | bytes) -> None:
+        """Pass a message on. Raises LegError."""
+        ...
+
+    async def finish(self, code: int) -> None:
+        """Close it in order."""
+        ...
+
+
 class Client(Protocol):
     """Sends legs."""
+
+    async def open(self, instance: str, path: str, headers: Headers, protocols: Sequence[str]) -> Socket:
+        """Open a WebSocket. Raises LegError."""
+        ...
 
     async def upload(
         self, instance: str, path: str, body: Upload, headers: Headers, limit_s: float

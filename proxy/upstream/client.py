@@ -4,7 +4,7 @@ not followed, bodies not decompressed, cookies not kept.
 
 import asyncio
 import pathlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from proxy.upstream.connection import Connection, Take
 from proxy.upstream.names import FRESH_S, SILENT_S, Names
 from proxy.upstream.pool import Pool
 from proxy.upstream.questions import head_of
+from proxy.upstream.sockets import EngineSocket, Sockets
 
 KEEPALIVE_S = 4.0
 """How long a free connection is kept: vLLM closes it after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)."""
@@ -180,13 +181,15 @@ class EngineClient:
         """
         self._authorization = f"Bearer {engine_api_key}" if engine_api_key else None
         self._names = Names(fresh_s=name_fresh_s, silent_s=min(resolver_silent_s, connect_timeout_s * 0.8))
+        tls = engine_context(engine_ca)
         self._pool = Pool(
             self._names,
-            engine_context(engine_ca),
+            tls,
             connect_timeout_s=connect_timeout_s,
             keepalive_s=keepalive_s,
             descriptors=descriptors,
         )
+        self._sockets = Sockets(self._names, tls, self._pool, connect_timeout_s=connect_timeout_s)
 
     def reach(self, spec: InstanceSpec) -> None:
         """Connect to an instance with TLS, or without, from now on, as its spec says."""
@@ -210,6 +213,7 @@ class EngineClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._sockets.close()
         await self._pool.close()
         await self._names.close()
 
@@ -242,6 +246,15 @@ class EngineClient:
             sent.close()
             raise
         return sent
+
+    async def open(
+        self, instance: str, path: str, headers: Headers, protocols: Sequence[str]
+    ) -> EngineSocket:
+        """Open a WebSocket; `path`: with its query. What the engine answers if it refuses is returned, too.
+
+        Raises ConnectFailedError if no byte was sent, LegBrokenError if the engine may have seen some.
+        """
+        return await self._sockets.open(instance, path, headers, protocols, self._authorization)
 
     async def exchange(
         self,

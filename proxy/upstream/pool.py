@@ -116,6 +116,8 @@ class Pool(Listener):
         leg is sent without TLS."""
         self._open: set[Connection] = set()
         self._connecting = 0
+        self._elsewhere = 0
+        """How many connections to engines are not the pool's: WebSockets."""
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
         self._descriptors = descriptors
@@ -132,6 +134,21 @@ class Pool(Listener):
         for connection in tuple(engine.free):
             if connection.https is not https:
                 connection.drop()
+
+    def is_https(self, instance: str) -> bool:
+        """Whether an instance is connected to with TLS."""
+        return instance in self._https
+
+    def takes_place(self, instance: str) -> None:
+        """A connection of somebody else's to an engine begins, until `gives_place`. Raises NoSocketError if
+        there are no descriptors left.
+        """
+        self._check_room(instance)
+        self._elsewhere += 1
+
+    def gives_place(self) -> None:
+        """It is over."""
+        self._elsewhere -= 1
 
     def heard_at(self, instance: str) -> float | None:
         """When an engine last sent something, in seconds of the clock; None if never."""
@@ -242,7 +259,14 @@ class Pool(Listener):
             self._engines.pop(engine.instance, None)
 
     def _count(self) -> int:
-        return len(self._open) + self._connecting
+        return len(self._open) + self._connecting + self._elsewhere
+
+    def _check_room(self, instance: str) -> None:
+        descriptors = self._descriptors
+        if descriptors is not None and not (
+            descriptors.leg_fits() or (self._close_one_free() and descriptors.leg_fits())
+        ):
+            raise NoSocketError(instance, os.strerror(errno.EMFILE))
 
     async def _connected(self, engine: _Engine) -> Connection:
         instance = engine.instance
@@ -250,11 +274,7 @@ class Pool(Listener):
         scope = _Connecting(instance, self._connect_timeout_s)
         engine.connecting.add(scope)
         try:
-            descriptors = self._descriptors
-            if descriptors is not None and not (
-                descriptors.leg_fits() or (self._close_one_free() and descriptors.leg_fits())
-            ):
-                raise NoSocketError(instance, os.strerror(errno.EMFILE))
+            self._check_room(instance)
             with scope:
                 connection = await self._connect(engine, scope)
         except ResolverError as error:

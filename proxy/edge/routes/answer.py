@@ -8,6 +8,7 @@ from multidict import CIMultiDict
 from proxy import headers as names
 from proxy.edge.middlewares import IN_FLIGHT_KEY
 from proxy.edge.relay import cut_stream, relay_stream
+from proxy.edge.routes.sockets import join
 from proxy.edge.routes.story import Story, answer_tokens, streamed_tokens
 from proxy.edge.stall import StallWatch
 from proxy.edge.visit import Visit
@@ -41,6 +42,8 @@ async def answer(
     if status < 400:
         first_byte_s = story.first_byte_s = time.monotonic() - visit.started_at
         service.tell(AnswerBegan(dialect.name, first_byte_s))
+    if reply.socket is not None:
+        return await join(request, reply.socket, limit)
     if isinstance(body, bytes):
         if begun is not None:
             error = EngineFailedError(f"the engine answered with status {status} when the stream had begun")

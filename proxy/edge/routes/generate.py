@@ -21,6 +21,7 @@ from proxy.edge.relay import cut_stream
 from proxy.edge.routes.answer import answer
 from proxy.edge.routes.forms import form_request
 from proxy.edge.routes.salting import salted
+from proxy.edge.routes.sockets import socket_request
 from proxy.edge.routes.story import Story
 from proxy.edge.visit import Visit, visit_of
 from proxy.errors import (
@@ -41,7 +42,7 @@ from proxy.request.priorities import bounded, claimed
 from proxy.request.sessions import session_of
 from proxy.request.uploads import Upload
 from proxy.service import Service
-from proxy.serving.exchange import Call, Reply
+from proxy.serving.exchange import Call, Handshake, Reply
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ def route_of(dialect: Dialect, app: web.Application) -> web.RouteDef:
     bound = functools.partial(
         _generate, dialect=dialect, service=app[SERVICE], load=app[LOAD_KEY], salts=app.get(SALTS)
     )
-    return web.post(dialect.path, bound)
+    return (web.get if dialect.opens_socket else web.post)(dialect.path, bound)
 
 
 async def _generate(
@@ -143,7 +144,10 @@ async def _call(
             reason=reason,
         )
     upload: Upload | None = None
-    if dialect.takes_form:
+    handshake: Handshake | None = None
+    if dialect.opens_socket:
+        generation, handshake = await socket_request(request, service, dialect)
+    elif dialect.takes_form:
         generation, upload = await form_request(request, service, visit, dialect)
     else:
         generation = await generation_request(request, service, visit, dialect)
@@ -165,6 +169,7 @@ async def _call(
         session=session_asked(request, service, generation),
         goal=goal_asked(request, visit),
         upload=upload,
+        handshake=handshake,
     )
 
 

@@ -71,12 +71,24 @@ def _whole(
     answers = generating["post"]["responses"]
     operation["operationId"] = _camel(route.path.strip("/"))
     operation["summary"] = route.does
+    if route.carries is Carries.SOCKET:
+        del operation["requestBody"]
+        operation["parameters"].append(_MODEL)
+        operation["responses"]["101"] = {"description": "The WebSocket is open."}
     if route.carries is Carries.FORM:
         operation["requestBody"] = form["post"]["requestBody"]
     if route.more:
         operation["description"] += f" {route.more[:1].upper()}{route.more[1:]}."
     operation["responses"] = answers | operation["responses"]
     return {route.method.lower(): operation}
+
+
+_MODEL = {
+    "name": "model",
+    "in": "query",
+    "description": "The model; without it that of `--model`.",
+    "schema": {"type": "string"},
+}
 
 
 def _camel(words: str) -> str:

@@ -72,6 +72,9 @@ class Connection(web.RequestHandler):
         They belong to a head if aiohttp still waits for a request after them, or does not wait for the first
         one yet, or if a request is being answered whose body has arrived already.
         """
+        if self._payload_parser is not None:  # a WebSocket is open: nothing is a head any more
+            super().data_received(data)
+            return
         ahead = self._current_request is not None and self._current_request.content.is_eof()
         super().data_received(data)
         if not self._waits and not (ahead and not self._messages):

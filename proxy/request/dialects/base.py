@@ -95,6 +95,8 @@ class Dialect(abc.ABC):
     """Whether its requests have prompts; without, they are placed by load alone, and nobody misses the
     tokens."""
 
+    opens_socket: ClassVar[bool] = False
+    """Whether its requests open WebSockets, which are joined to one engine's."""
     takes_form: ClassVar[bool] = False
     """Whether its requests are multipart forms, which one engine gets as they arrive."""
 

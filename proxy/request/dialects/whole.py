@@ -164,15 +164,23 @@ class _Form(WholeDialect):
     takes_form = True
 
 
+class _Socket(WholeDialect):
+    """A WebSocket."""
+
+    opens_socket = True
+
+
 _OF_PROMPTS: Mapping[str, type[WholeDialect]] = {"chat_batch": _ChatBatch, "invocations": _Invocations}
 
 
 def whole_dialects(routes: Iterable[Whole]) -> tuple[WholeDialect, ...]:
-    """The dialects of the rows whose requests have bodies."""
-    return tuple(_dialect(route) for route in routes if route.carries is not Carries.SOCKET)
+    """The dialects of the rows."""
+    return tuple(map(_dialect, routes))
 
 
 def _dialect(route: Whole) -> WholeDialect:
     if route.carries is Carries.FORM:
         return _Form(route)
+    if route.carries is Carries.SOCKET:
+        return _Socket(route)
     return (_OF_PROMPTS[route.name] if route.by is By.PROMPT else WholeDialect)(route)

@@ -22,7 +22,9 @@ from proxy.serving.healing import Healing
 from proxy.serving.learning import Learning
 from proxy.serving.legs.leg import REFUSED, SERVED, AttemptFailedError, Leg, Legs, reason_of
 from proxy.serving.legs.rest import CountedRest, Rest
+from proxy.serving.legs.sockets import SWITCHED, LegSocket
 from proxy.serving.placed import Placed
+from proxy.serving.ports import Answer
 from proxy.tasks import TaskOwner
 
 
@@ -174,10 +176,11 @@ class DecodeLegs:
         if no answer comes, AttemptFailedError if the engine answers that it failed.
         """
         chosen, decision = placed.decode, placed.decision
+        answer: Answer
         leg = Leg(self._tell, self._clock, Phase.DECODE, chosen, placed.question.sequences)
         leg.pulls_from = fetched_from if custody is None else custody.instance
         placed.decode_leg.add(leg.close)
-        if not call.request.stream:
+        if not call.request.stream and call.request.dialect.has_prompt:
             self._legs.answers_whole(leg, placed.question)
         try:
             sent = None
@@ -185,7 +188,14 @@ class DecodeLegs:
                 sent = await self._legs.upload(leg, call, call.upload, self._rules.deadlines.chunk_s)
             first_byte_s = self._rules.deadlines.first_byte_s + more_s
             with within(first_byte_s, chosen.instance, "the decode leg's first byte"):
-                if sent is None:
+                if call.handshake is not None:
+                    answer = socket = await self._legs.open(leg, call, call.handshake)
+                    if socket.status == SWITCHED:
+                        self._legs.began(chosen.instance)
+                        reply = Reply(SWITCHED, [], b"", decision, placed.decode_leg.passed_on())
+                        reply.socket = LegSocket(socket, self._legs, leg)
+                        return reply
+                elif sent is None:
                     answer = await self._legs.send(leg, call, body)
                 else:
                     answer = await self._legs.uploaded(leg, call, sent)

@@ -31,10 +31,10 @@ from proxy.request.body import Encoded
 from proxy.request.uploads import Upload
 from proxy.scheduling.question import Question
 from proxy.scheduling.types import Candidate
-from proxy.serving.exchange import Call, Reply
+from proxy.serving.exchange import Call, Handshake, Reply
 from proxy.serving.learning import Learnt
 from proxy.serving.placed import Placed
-from proxy.serving.ports import Answer, Client, Uploaded, Watch
+from proxy.serving.ports import Answer, Client, Socket, Uploaded, Watch
 
 log = logging.getLogger(__name__)
 
@@ -347,6 +347,18 @@ class Legs:
         except BaseException:
             leg.end()
             raise
+
+    async def open(self, leg: Leg, call: Call, handshake: Handshake) -> Socket:
+        """Open a WebSocket, or hear the engine's refusal. Raises LegError."""
+        headers = self._sends(leg, call)
+        path = call.request.dialect.path + handshake.query
+        try:
+            socket = await self._client.open(leg.chosen.instance, path, headers, handshake.protocols)
+        except BaseException:
+            leg.end()
+            raise
+        self._answers(leg, call, socket)
+        return socket
 
     async def uploaded(self, leg: Leg, call: Call, sent: Uploaded) -> Answer:
         """Wait for the head of the answer to such a leg. Raises LegError."""

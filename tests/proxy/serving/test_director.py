@@ -120,6 +120,9 @@ class Engines:
     ) -> NoReturn:
         raise AssertionError("no upload is sent here")
 
+    async def open(self, instance: str, path: str, headers: Headers, protocols: Sequence[str]) -> NoReturn:
+        raise AssertionError("no socket is opened here")
+
 
 def _leg(body: dict[str, Any]) -> str:
     params = body.get("kv_transfer_params")
