@@ -365,6 +365,11 @@ class PrefixIndex:
         engine = self._engines.get((instance, rank))
         return engine.lookahead if engine is not None else 0
 
+    def shape(self, at: tuple[str, int], usual_size: int) -> tuple[int, int]:
+        """The block size of an instance's rank, as `usual_size` of `keys` has it, and its lookahead."""
+        engine = self._engines.get(at)
+        return (usual_size, 0) if engine is None else (engine.block_size, engine.lookahead)
+
     def keys(self, prompt: Prompt, instance: str, rank: int, usual_size: int) -> Sequence[int]:
         """The keys of a prompt's blocks on that rank, read where they lie. Made once for each prompt.
 

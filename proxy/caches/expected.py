@@ -148,6 +148,16 @@ class PredictedBlocks:
         """Whether any blocks may be expected there."""
         return (instance, rank) in self._trees
 
+    def begins(self, place: tuple[str, int], key: int, now: float) -> bool:
+        """Whether a block may be expected there that is the first of a prompt and has that key."""
+        tree = self._trees.get(place)
+        if tree is None:
+            return False
+        settled = tree.settled
+        if settled and settled[0][0] <= now and not self._swept(place, tree, now):
+            return False
+        return key in tree.root.after
+
     def prefix_blocks(self, instance: str, rank: int, keys: Sequence[int], now: float) -> int:
         """The number of leading blocks of a prompt that are expected there."""
         place = (instance, rank)

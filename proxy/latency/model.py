@@ -12,7 +12,7 @@ is predicted by the profile, and nothing is learned of it.
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -181,17 +181,18 @@ class LatencyModel:
         self, instances: Sequence[str], uncached_tokens: Sequence[float], prompt_tokens: float
     ) -> list[float]:
         """As `prefill_ms`, of many instances at once: for each its uncached tokens."""
-        chunk_tokens = self._chunk_tokens
-        found: list[float] = []
-        for place, tokens in zip(self._places(self._prefill, instances), uncached_tokens, strict=True):
-            a, b, c, _ = place.pool.formula
-            steps = 1 if tokens <= chunk_tokens else math.ceil(tokens / chunk_tokens)
-            each = b + c * (prompt_tokens - 0.5 * tokens)
-            found.append(place.member.factor * (a * steps + tokens * each))
-        return found
+        line = self._line(self._prefill, instances)
+        lengths = set(uncached_tokens)  # few: of most candidates nothing is cached
+        works = {pool: _works_ms(pool.formula, lengths, prompt_tokens, self.steps) for pool in line.all_pools}
+        if line.pool is not None:
+            work_ms = works[line.pool]
+            both = zip(line.members, uncached_tokens, strict=True)
+            return [member.factor * work_ms[tokens] for member, tokens in both]
+        each = zip(line.members, line.pools, uncached_tokens, strict=True)
+        return [member.factor * works[pool][tokens] for member, pool, tokens in each]
 
-    def _places(self, fits: Fits[str], instances: Sequence[str]) -> Sequence[Place[str]]:
-        """Where some instances are, kept until one joins or goes."""
+    def _line(self, fits: Fits[str], instances: Sequence[str]) -> "_Line":
+        """Some instances, kept until one joins or goes."""
         names = tuple(instances)
         lined_up = self._lined_up[fits is self._step]
         if lined_up.at != fits.changes:
@@ -201,7 +202,7 @@ class LatencyModel:
         if found is None:
             if len(lined_up.of) >= MAX_LINE_UPS:
                 lined_up.of.clear()
-            found = lined_up.of[names] = [fits.places.get(name, fits.stranger) for name in names]
+            found = lined_up.of[names] = _Line([fits.places.get(name, fits.stranger) for name in names])
         return found
 
     def overhead_ms(self, instance: str) -> float:
@@ -211,8 +212,12 @@ class LatencyModel:
 
     def overhead_ms_of(self, instances: Sequence[str]) -> list[float]:
         """As `overhead_ms`, of many instances at once."""
-        places = self._places(self._prefill, instances)
-        return [place.member.factor * place.pool.formula[3] for place in places]
+        line = self._line(self._prefill, instances)
+        if line.pool is not None:
+            overhead = line.pool.formula[3]
+            return [member.factor * overhead for member in line.members]
+        both = zip(line.members, line.pools, strict=True)
+        return [member.factor * pool.formula[3] for member, pool in both]
 
     def transfer_ms(self, prefill: str, decode: str, tokens: float) -> float:
         """To pull the KV of that many tokens, hands shaken."""
@@ -266,12 +271,31 @@ class LatencyModel:
         self, instances: Sequence[str], sequences: Sequence[float], context_tokens: Sequence[float]
     ) -> list[float]:
         """As `step_ms`, of many instances at once."""
-        found: list[float] = []
-        places = self._places(self._step, instances)
-        for place, count, tokens in zip(places, sequences, context_tokens, strict=True):
-            s0, s1, s2 = place.pool.formula
-            found.append(max(place.member.factor * (s0 + s1 * count + s2 * tokens), MIN_PREDICTED_MS))
+        line = self._line(self._step, instances)
+        if line.pool is not None:
+            s0, s1, s2 = line.pool.formula
+            all_of_them = zip(line.members, sequences, context_tokens, strict=True)
+            found = [member.factor * (s0 + s1 * count + s2 * tokens) for member, count, tokens in all_of_them]
+        else:
+            found = []
+            for member, pool, count, tokens in zip(
+                line.members, line.pools, sequences, context_tokens, strict=True
+            ):
+                s0, s1, s2 = pool.formula
+                found.append(member.factor * (s0 + s1 * count + s2 * tokens))
+        if min(found, default=MIN_PREDICTED_MS) < MIN_PREDICTED_MS:
+            return [max(each, MIN_PREDICTED_MS) for each in found]
         return found
+
+    def longer_ms_of(self, instances: Sequence[str], context_tokens: float) -> list[float]:
+        """By how much a step of each becomes longer with one sequence more of such a context."""
+        line = self._line(self._step, instances)
+        longer_ms = {pool: pool.formula[1] + pool.formula[2] * context_tokens for pool in line.all_pools}
+        if line.pool is not None:
+            each_ms = longer_ms[line.pool]
+            return [member.factor * each_ms for member in line.members]
+        both = zip(line.members, line.pools, strict=True)
+        return [member.factor * longer_ms[pool] for member, pool in both]
 
     def price_ms(
         self, instance: str, sequences: float, context_tokens: float, new_context_tokens: float
@@ -421,8 +445,29 @@ class _LinedUp:
     """The lists of instances that were asked about together."""
 
     def __init__(self) -> None:
-        self.of: dict[tuple[str, ...], Sequence[Place[str]]] = {}
+        self.of: dict[tuple[str, ...], _Line] = {}
         self.at = -1
+
+
+class _Line:
+    """Instances that are asked about together: each with its factor and its pool's formula."""
+
+    __slots__ = ("all_pools", "members", "pool", "pools")
+
+    def __init__(self, places: Sequence[Place[str]]) -> None:
+        self.members = [place.member for place in places]
+        self.pools = [place.pool for place in places]
+        self.all_pools = set(self.pools)
+        self.pool = self.pools[0] if len(self.all_pools) == 1 else None
+        """That of all of them, if it is one."""
+
+
+def _works_ms(
+    formula: Sequence[float], lengths: Iterable[float], prompt_tokens: float, steps: Callable[[float], int]
+) -> dict[float, float]:
+    """To compute so many tokens of a prompt, by their number, as most of a pool do."""
+    a, b, c, _ = formula
+    return {u: a * steps(u) + u * (b + c * (prompt_tokens - 0.5 * u)) for u in lengths}
 
 
 def _kind_state(fits: Fits[K], names: Callable[[K], Pair]) -> KindState:

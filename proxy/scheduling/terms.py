@@ -21,7 +21,7 @@ goes by load. Of many candidates for a leg the SHORTLIST best are paired. Nothin
 """
 
 from collections.abc import Sequence
-from operator import add
+from operator import add, sub
 from typing import NamedTuple
 
 import msgspec
@@ -125,10 +125,9 @@ class _Answer(NamedTuple):
 
 def _generating(sides: Sides, side: Side) -> _Answer:
     """What an answer takes and costs by place."""
-    latency, n, names = sides.latency, sides.prompt_tokens, side.instances
-    sequences, contexts = side.sequences, side.context_tokens
-    step_ms = latency.step_ms_of(names, sequences, contexts)
-    longer_ms = latency.step_ms_of(names, [each + 1 for each in sequences], [each + n for each in contexts])
+    latency, names, sequences = sides.latency, side.instances, side.sequences
+    step_ms = latency.step_ms_of(names, sequences, side.context_tokens)
+    longer_ms = list(map(add, step_ms, latency.longer_ms_of(names, sides.prompt_tokens)))
     return _Answer(step_ms, longer_ms, _generated(sequences, step_ms, longer_ms, side.kv_use))
 
 
@@ -198,15 +197,16 @@ class _Pairs:
         fetch_ms = fetch_ms_of(prefill.instances[firsts[0]], names, fetched)
         thens = _best(decode, list(map(add, generating, fetch_ms)), range(len(decode)))
         there, left = [names[then] for then in thens], [fetched[then] for then in thens]
+        best = [generating[then] for then in thens]
         for first in firsts:
-            leg_ms = computing[first]
-            fetch_ms = fetch_ms_of(prefill.instances[first], there, left)
-            for then, each_ms in zip(thens, fetch_ms, strict=True):
-                self._pairs.append((first, then))
-                self._prices.append(leg_ms + generating[then] + each_ms)
-                if self._times:
-                    others_ms = LOST_SHARE * prompt.prefill_ms[first] + answer.price_ms[then]
-                    self._ttft_ms.append(self._prices[-1] - others_ms)
+            leg_ms, fetch_ms = computing[first], fetch_ms_of(prefill.instances[first], there, left)
+            prices = [leg_ms + each + fetch for each, fetch in zip(best, fetch_ms, strict=True)]
+            self._pairs += [(first, then) for then in thens]
+            self._prices += prices
+            if self._times:
+                lost_ms = LOST_SHARE * prompt.prefill_ms[first]
+                others_ms = [lost_ms + answer.price_ms[then] for then in thens]
+                self._ttft_ms += map(sub, prices, others_ms)
 
 
 def priced(sides: Sides) -> PricedPlaces:

@@ -232,22 +232,29 @@ class Viewer:
         """As the second of `_reuse`, of those places where that is not nothing."""
         cached, index, awaited = look.cached, self._index, self._predicted.places
         trusted, reusable = self._accuracy.trusted, look.question.reusable_tokens
-        keys_of: dict[tuple[int, int], Sequence[int]] = {}
+        shape_of, begins, now = index.shape, self._predicted.begins, look.now
+        keys_of: dict[tuple[int, int], tuple[Sequence[int], int | None]] = {}
         for place, rank in enumerate(ranks):
             at = rank.at
             there = cached.get(at, 0)
-            if not there and at not in awaited:
+            more: Sequence[int] = ()
+            if at in awaited:
+                shape = shape_of(at, USUAL_BLOCK_SIZE)
+                asked = keys_of.get(shape)
+                if asked is None:
+                    keys = index.keys(prompt, *at, USUAL_BLOCK_SIZE)
+                    asked = keys_of[shape] = keys, keys[0] if len(keys) else None
+                keys, first = asked
+                if first is not None and begins(at, first, now):
+                    more = keys
+            if not there and not len(more):
                 continue
             if rank.instance.index_state(rank.number) == "unknown" or not trusted(*at):
                 continue
-            block_size = index.block_size(*at) or USUAL_BLOCK_SIZE
+            block_size, _ = shape_of(at, USUAL_BLOCK_SIZE)
             limit = reusable // block_size * block_size
-            if there < limit and at in awaited:
-                kind = block_size, index.lookahead(*at)
-                keys = keys_of.get(kind)
-                if keys is None:
-                    keys = keys_of[kind] = index.keys(prompt, *at, USUAL_BLOCK_SIZE)
-                there = max(there, block_size * self._predicted.prefix_blocks(*at, keys, look.now))
+            if there < limit and len(more):
+                there = max(there, block_size * self._predicted.prefix_blocks(*at, more, now))
             yield place, min(there, limit)
 
     def look_for_decode(
