@@ -94,7 +94,7 @@ def read_request(
     if isinstance(dialect, tuple):
         dialect = _spoken(dialect, body)
     _check_sizes(dialect, body)
-    body = _clean(body)
+    body = dialect.cleaned(_clean(body))
     model = body.value("model")
     if model is None:
         model = default_model

@@ -89,6 +89,7 @@ ROUTES: tuple[Whole, ...] = (
     Whole("/v1/rerank", "rerank", "Order documents by a query", more=_POOLS),
     Whole("/v2/rerank", "rerank", "Order documents by a query", more=_POOLS),
     Whole("/tokenize", "tokenize", "The tokens of a prompt or a conversation"),
+    Whole("/v1/messages/count_tokens", "count_tokens", "How many tokens messages are"),
     Whole("/detokenize", "detokenize", "The text of tokens"),
     Whole("/v1/completions/render", "render", "The token ids of a completion", more=_SCALED_OUT),
     Whole("/v1/chat/completions/render", "render", "The token ids of a chat", more=_SCALED_OUT),

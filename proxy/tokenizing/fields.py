@@ -9,7 +9,7 @@ import numpy as np
 
 from proxy.errors import BadRequestError
 from proxy.request.body import MAX_SCALAR_BYTES, WHOLE_BYTES, Body, Encoded, Pieces
-from proxy.request.dialects import CHAT
+from proxy.request.dialects import CHAT, Dialect
 from proxy.request.dialects.completions import PromptShape, prompt_shape
 from proxy.request.generation import GenerationRequest
 from proxy.request.json_pieces import (
@@ -119,20 +119,29 @@ def what_to_tokenize(
     request: GenerationRequest, bounds: Bounds | None = None, facts: EngineFacts | None = None
 ) -> Given | Ask | Unknowable:
     """How to get the token ids of a request's prompt: `sort_members` and `read_prompt` in one."""
-    found = sort_members(request, facts if facts is not None else EngineFacts())
+    found = sort_members(request, facts if facts is not None else EngineFacts(), as_tokenized(request))
     return found if isinstance(found, Unknowable) else read_prompt(found, bounds or Bounds())
 
 
-def sort_members(request: GenerationRequest, facts: EngineFacts) -> Sorted | Unknowable:
-    """What the members are to the prompt; `facts`: how engines read requests.
+def as_tokenized(request: GenerationRequest) -> tuple[Dialect, Body] | None:
+    """The request in a dialect that `/tokenize` knows; None if only the engine knows how its prompt is made.
+
+    It takes long for a large body of another dialect, so another thread may do it.
+    """
+    return request.dialect.prompt(request.body)
+
+
+def sort_members(
+    request: GenerationRequest, facts: EngineFacts, told: tuple[Dialect, Body] | None
+) -> Sorted | Unknowable:
+    """What the members are to the prompt; `facts`: how engines read requests; `told`: `as_tokenized` of it.
 
     `kind` names the members that shape the prompt, and unknown ones: requests of one kind are rendered in the
     same way, so if one of them is counted wrongly, all of its kind are.
     """
-    as_tokenized = request.dialect.prompt(request.body)
-    if as_tokenized is None:
+    if told is None:
         return Unknowable(WhyUnknown.ROUTE, request.dialect.name)
-    dialect, body = as_tokenized
+    dialect, body = told
     name = dialect.name
     if dialect is not request.dialect:
         name = f"{request.dialect.name} as {name}"

@@ -10,7 +10,7 @@ import threading
 from array import array
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from proxy.fleet import Fleet
 from proxy.happenings import PromptKnown, Tell
 from proxy.headers import Headers
 from proxy.logs import News, listed, quoted
+from proxy.request.dialects import TOKENIZED
 from proxy.request.generation import GenerationRequest
 from proxy.request.outline import LARGE_BODY_BYTES
 from proxy.tasks import TaskOwner
@@ -31,6 +32,7 @@ from proxy.tokenizing.fields import (
     Given,
     Truncation,
     Unknowable,
+    as_tokenized,
     read_prompt,
     sort_members,
 )
@@ -48,6 +50,8 @@ from proxy.tokenizing.why_unknown import WhyUnknown
 from proxy.upstream.engine_api.asking import Asker
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LOCALLY = " by --tokenizer"
 _COMPLETION = frozenset({"completion"})
@@ -200,17 +204,32 @@ class PromptTokenizer:
     async def _read(
         self, request: GenerationRequest, bounds: Bounds, client: str
     ) -> Ask | Given | Unknowable:
-        found = sort_members(request, self._facts)
+        is_large = request.body.size_bytes > LARGE_BODY_BYTES
+        if is_large and request.dialect not in TOKENIZED:
+            translated = self._off_the_loop(request.body.size_bytes, client, as_tokenized, request)
+            if translated is None:
+                return Unknowable(WhyUnknown.NO_MEMORY, request.dialect.name)
+            told = await translated
+        else:
+            told = as_tokenized(request)
+        found = sort_members(request, self._facts, told)
         if isinstance(found, Unknowable):
             return found
-        if request.body.size_bytes <= LARGE_BODY_BYTES:
+        if not is_large:
             return read_prompt(found, bounds)
-        ended = self._charged(request.body.size_bytes, client)
+        read = self._off_the_loop(request.body.size_bytes, client, read_prompt, found, bounds)
+        return Unknowable(WhyUnknown.NO_MEMORY, found.kind, found.members) if read is None else await read
+
+    def _off_the_loop(
+        self, size_bytes: int, client: str, function: Callable[..., T], *arguments: Any
+    ) -> "asyncio.Future[T] | None":
+        """What a function returns, worked out in the thread for long prompts; None if there is no memory."""
+        ended = self._charged(size_bytes, client)
         if ended is None:
-            return Unknowable(WhyUnknown.NO_MEMORY, found.kind, found.members)
-        work = self._reader.submit(read_prompt, found, bounds)
+            return None
+        work = self._reader.submit(function, *arguments)
         work.add_done_callback(lambda _: ended())
-        return await asyncio.wrap_future(work)
+        return asyncio.wrap_future(work)
 
     async def _found(
         self,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from proxy.request.dialects import CHAT, COMPLETIONS, Dialect
+from proxy.request.dialects import CHAT, COMPLETIONS, MESSAGES, Dialect
 from proxy.request.sse import events
 
 
@@ -60,6 +60,11 @@ def _of_choices(answer: Mapping[str, Any]) -> str:
     return "".join(said)
 
 
+def _of_a_message(answer: Mapping[str, Any]) -> str:
+    delta = str((answer.get("delta") or {}).get("text", ""))
+    return delta + "".join(block["text"] for block in answer.get("content", ()))
+
+
 SPOKEN = (
     Spoken(
         COMPLETIONS,
@@ -76,6 +81,14 @@ SPOKEN = (
         b"data: [DONE]",
         _of_choices,
         {"ignore_eos": True},
+    ),
+    Spoken(
+        MESSAGES,
+        lambda text: {"messages": [{"role": "user", "content": text}]},
+        "max_tokens",
+        b'event: message_stop\ndata: {"type":"message_stop"',
+        _of_a_message,
+        {},
     ),
 )
 

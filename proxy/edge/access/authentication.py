@@ -32,8 +32,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     """Let a request pass if it needs no key or has a right one; answer others as vLLM does, with 401."""
     if not _guarded(request):
         return await handler(request)
-    given = request.headers.getall("Authorization", [])
-    name = request.app[CLIENT_KEYS].name_of(given[0]) if len(given) == 1 else None
+    name = _named(request)
     if name is None:
         dialect = dialect_at(request)
         words = UNAUTHORIZED if dialect is None else dialect.unauthorized()
@@ -41,6 +40,16 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     visit = visit_of(request)
     visit.client = visit.notes["client"] = name
     return await handler(request)
+
+
+def _named(request: web.Request) -> str | None:
+    """The name of the key in `Authorization` or in Anthropic's `X-API-Key`; None if neither has one."""
+    keys = request.app[CLIENT_KEYS]
+    given = request.headers.getall("Authorization", [])
+    if len(given) == 1 and (name := keys.name_of(given[0])) is not None:
+        return name
+    given = request.headers.getall("X-API-Key", [])
+    return keys.name_of(f"Bearer {given[0]}") if len(given) == 1 else None
 
 
 def _guarded(request: web.Request) -> bool:

@@ -39,6 +39,7 @@ def description(
     document["components"]["schemas"] |= schemas()
     patterns = document["components"].pop("pathItems")
     generating = patterns["Generating"]
+    responses = document["components"]["responses"]
     routes = {dialect.path: _route(dialect, generating) for dialect in dialects}
     asked = document["paths"][EXPLAIN]["post"]["requestBody"]["content"]["application/json"]
     asked["schema"] = {"oneOf": _requests(dialects)}
@@ -47,6 +48,10 @@ def description(
     )
     named["schema"]["enum"] = [*routes]
     passing = {route.path: _whole(route, patterns["Whole"], patterns["Form"], generating) for route in whole}
+    for path, item in (routes | passing).items():
+        if (schema := _error_schema(path, dialects)) is not None:
+            for operation in item.values():
+                _word(operation, responses, schema)
     document["paths"] = routes | passing | document["paths"]
     return document
 
@@ -61,6 +66,24 @@ def _route(dialect: Dialect, generating: Mapping[str, Any]) -> dict[str, Any]:
     answer["description"] = answer["description"].replace("{ending}", dialect.ending)
     answer["content"]["application/json"]["schema"] = dialect.answer_schema
     return item
+
+
+def _error_schema(path: str, dialects: Sequence[Dialect]) -> Mapping[str, Any] | None:
+    """What errors on a path look like beside the one envelope; None if they have no other words."""
+    found = [dialect for dialect in dialects if f"{path}/".startswith(f"{dialect.path}/")]
+    return max(found, key=lambda dialect: len(dialect.path)).error_schema if found else None
+
+
+def _word(operation: dict[str, Any], responses: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    """Describe the errors of an operation, which may be in words of its own."""
+    for status, response in operation["responses"].items():
+        if "$ref" not in response:
+            continue
+        meant = responses[response["$ref"].rpartition("/")[2]]
+        copied: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(meant))
+        content = copied["content"]["application/json"]
+        content["schema"] = {"anyOf": [schema, content["schema"]]}
+        operation["responses"][status] = copied
 
 
 def _whole(

@@ -9,13 +9,17 @@ To add a route, write a `Dialect` and name it in DIALECTS, or give it to `create
 from proxy.request.dialects.base import UNAUTHORIZED, Dialect, Failure, PromptMembers, Shape, Usage
 from proxy.request.dialects.chat import Chat
 from proxy.request.dialects.completions import Completions
+from proxy.request.dialects.generate import Generate
+from proxy.request.dialects.messages import Messages
 from proxy.request.dialects.responses import Responses
 
 CHAT = Chat()
 COMPLETIONS = Completions()
+GENERATE = Generate(COMPLETIONS)
+MESSAGES = Messages(CHAT)
 RESPONSES = Responses(CHAT)
 
-DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS, RESPONSES)
+DIALECTS: tuple[Dialect, ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, GENERATE)
 """The dialects that are served unless others are given."""
 
 TOKENIZED: tuple[Dialect, ...] = (CHAT, COMPLETIONS)
@@ -25,6 +29,8 @@ __all__ = [
     "CHAT",
     "COMPLETIONS",
     "DIALECTS",
+    "GENERATE",
+    "MESSAGES",
     "RESPONSES",
     "TOKENIZED",
     "UNAUTHORIZED",
@@ -32,6 +38,8 @@ __all__ = [
     "Completions",
     "Dialect",
     "Failure",
+    "Generate",
+    "Messages",
     "PromptMembers",
     "Responses",
     "Shape",

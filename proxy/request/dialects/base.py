@@ -81,6 +81,8 @@ class Dialect(abc.ABC):
     """A JSON schema of requests. It may refer to those of `edge/routes/openapi.json`."""
     answer_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}
     """A JSON schema of whole answers."""
+    error_schema: ClassVar[Mapping[str, Any] | None] = None
+    """A JSON schema of errors in its own words; None: they have the one envelope."""
     ending: ClassVar[str]
     """What ends a stream, in Markdown."""
     default_answer_tokens: ClassVar[int | None]
@@ -99,6 +101,10 @@ class Dialect(abc.ABC):
     """Whether its requests open WebSockets, which are joined to one engine's."""
     takes_form: ClassVar[bool] = False
     """Whether its requests are multipart forms, which one engine gets as they arrive."""
+
+    def cleaned(self, body: Body) -> Body:
+        """The body without what no client may set in members of this dialect alone."""
+        return body
 
     @abc.abstractmethod
     def read(self, body: Body) -> Shape:

@@ -114,30 +114,5 @@ def images_of(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def counted_chat(body: Any) -> Any:
-    """The chat request that vLLM makes of a question, in Anthropic's words, how long a chat is."""
-    if not isinstance(body, dict):
-        return body
-    chat = {name: body[name] for name in ("model", "messages") if name in body}
-    if tools := body.get("tools"):
-        chat["tools"] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.get("name"),
-                    "description": tool.get("description"),
-                    "parameters": tool.get("input_schema"),
-                },
-            }
-            for tool in tools
-        ]
-    choice = body.get("tool_choice") or {}
-    kind = choice.get("type", "auto")
-    named = {"type": "function", "function": {"name": choice.get("name")}}
-    if tools or kind == "none":
-        chat["tool_choice"] = {"any": "required", "tool": named}.get(kind, kind)
-    return chat
-
-
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

@@ -8,7 +8,10 @@ from typing import Any
 from proxy.simulation.api.answers import Answers
 from proxy.simulation.api.batches import Scores, check_batch, check_scoring, parse_batch, parse_scoring
 from proxy.simulation.api.bodies import parse_chat, parse_completion
+from proxy.simulation.api.errors import ApiError
+from proxy.simulation.api.messages import MessagesAnswers, parse_messages, refusal
 from proxy.simulation.api.responses import ResponseAnswers, parse_response, response_id
+from proxy.simulation.api.token_ids import TokenIds, parse_generate
 from proxy.simulation.api.validation import Asked, Checker
 
 
@@ -35,6 +38,8 @@ class GeneratingRoute:
     """Whether answers may be stored, and be built upon."""
     request_mark: str = ""
     """What the ids of the engine's requests have behind that of the answer."""
+    refused: Callable[[ApiError], dict[str, Any]] = ApiError.body
+    """The body of the answer to a request that was understood and refused."""
 
 
 ROUTES = (
@@ -50,6 +55,10 @@ ROUTES = (
         stored=True,
         request_mark="_0",
     ),
+    GeneratingRoute(
+        "/v1/messages", parse_messages, Checker.chat, "chatcmpl", MessagesAnswers, refused=refusal
+    ),
+    GeneratingRoute("/inference/v1/generate", parse_generate, Checker.generate, "generate-tokens", TokenIds),
 )
 """The routes of vLLM 0.32 that kvproxy serves, too."""
 

@@ -168,6 +168,20 @@ class Checker:
             prompt_logprobs = logprobs
         return self._asked(body, model, lora, prompts, limit, logprobs, prompt_logprobs, chat=False)
 
+    def generate(self, body: Mapping[str, Any]) -> Asked:
+        """A request with token ids that can be served. Raises BadRequestError or NotFoundError if it
+        cannot.
+        """
+        model, lora = self.served(body.get("model"))
+        prompt = self._fitted(list(body["token_ids"]), body)
+        limit, least = body.get("max_tokens", 16), body.get("min_tokens") or 0
+        if limit is not None and least > limit:  # before an absent limit becomes as many as fit
+            raise BadRequestError(
+                f"min_tokens must be less than or equal to max_tokens={limit}, got {least}."
+            )
+        limits = (body.get("max_tokens"), body.get("logprobs"), body.get("prompt_logprobs"))
+        return self._asked(body, model, lora, [prompt], *limits, chat=False)
+
     def chat(self, body: Mapping[str, Any]) -> Asked:
         """A chat request that can be served. Raises BadRequestError or NotFoundError if it cannot."""
         model, lora = self.served(body.get("model"))
@@ -306,6 +320,11 @@ class Checker:
         check_sampling(body, stop, n)
         check_logprobs("sample logprobs", "logprobs", logprobs, vocabulary)
         check_logprobs("prompt logprobs", "prompt_logprobs", prompt_logprobs, vocabulary)
+        if body.get("thinking_token_budget") is not None:
+            raise BadRequestError(
+                "thinking_token_budget is set but reasoning_config is not configured. Please set "
+                "--reasoning-parser and/or --reasoning-config to use thinking_token_budget."
+            )
         return Asked(
             chat=chat,
             body=body,

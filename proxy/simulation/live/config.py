@@ -102,6 +102,8 @@ class StandInConfig:
     """Whether /reset_prefix_cache exists, as with VLLM_SERVER_DEV_MODE=1."""
     lora_updates: bool = False
     """Whether adapters can be loaded and unloaded at run time, as with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
+    scale_out: bool = False
+    """Whether token ids can be generated from token ids, as with --enable-scale-out."""
     responses_store: bool = False
     """Whether responses are stored, as with VLLM_ENABLE_RESPONSES_API_STORE=1."""
     keep_alive_s: float = 5.0

@@ -16,8 +16,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from proxy.simulation.api.answers import Answers
-from proxy.simulation.api.bodies import parse_chat, parse_detokenize, parse_tokenize
-from proxy.simulation.api.chat import counted_chat
+from proxy.simulation.api.bodies import parse_detokenize, parse_tokenize
 from proxy.simulation.api.errors import (
     ApiError,
     BadRequestError,
@@ -27,6 +26,7 @@ from proxy.simulation.api.errors import (
     PermissionDeniedError,
 )
 from proxy.simulation.api.generation import Choice, Generation
+from proxy.simulation.api.messages import parse_counted, refusal
 from proxy.simulation.api.openapi import document
 from proxy.simulation.api.responses import ResponseAnswers
 from proxy.simulation.api.routes import ROUTES, WHOLE_ROUTES, GeneratingRoute
@@ -70,11 +70,11 @@ class Handlers:
             web.post("/detokenize", self.detokenize),
             web.post("/v1/messages/count_tokens", self.count_tokens),
         ]
-        self.routes += [
-            web.post(route.path, self._generating(route)) for route in (*generating, *WHOLE_ROUTES)
-        ]
+        served = [route for route in generating if engine.config.scale_out or route.path not in _SCALE_OUT]
+        self.routes += [web.post(route.path, self._generating(route)) for route in (*served, *WHOLE_ROUTES)]
         self.routes.append(web.post("/invocations", self.invocations))
-        self.routes += [web.post(path, self.scale_out) for path in _SCALE_OUT]
+        closed = set(_SCALE_OUT) - {route.path for route in served}
+        self.routes += [web.post(path, self.scale_out) for path in sorted(closed)]
         stored = engine.responses
         for route in generating:
             if route.stored:
@@ -189,14 +189,12 @@ class Handlers:
 
     async def count_tokens(self, request: web.Request) -> web.Response:
         """The length of a chat in Anthropic's words, rendered as it would be to be answered."""
+        body = parse_counted(await read_json(request))
         try:
-            body = parse_chat(counted_chat(await read_json(request)))
             self._engine.checker.served(body.get("model"))
             length = len(self._engine.checker.answerable_tokens(body))
         except ApiError as error:
-            told = error.body()["error"]
-            found = {"type": told["type"], "message": told["message"]}
-            return json_answer({"type": "error", "error": found}, error.status)
+            return json_answer(refusal(error), error.status)
         return json_answer({"input_tokens": length, "context_management": {"original_input_tokens": length}})
 
     async def detokenize(self, request: web.Request) -> web.Response:
@@ -224,7 +222,11 @@ class Handlers:
     def _generating(self, route: GeneratingRoute) -> Handler:
         async def generate(request: web.Request) -> web.StreamResponse:
             with self._engine.in_flight.one():
-                return await self._generate(request, route, route.parse(await read_json(request)))
+                body = route.parse(await read_json(request))
+                try:
+                    return await self._generate(request, route, body)
+                except ApiError as error:
+                    return json_answer(route.refused(error), error.status)
 
         return generate
 
