@@ -54,10 +54,11 @@ from proxy.scheduling.policies import load_policy
 from proxy.scheduling.types import AnyPolicy, reads_latency
 from proxy.serving.director import Director
 from proxy.serving.healing import Healing
+from proxy.serving.stored import StoredResponses
 from proxy.serving.waits import ABANDONED_PREFILL_GRACE_S, WAITS, Waits
 from proxy.snapshots.directory import StateDirectory
 from proxy.snapshots.keeper import StateKeeper
-from proxy.snapshots.learned import LearnedKeeper
+from proxy.snapshots.learned import FileKeeper, KeptFile
 from proxy.tasks import TaskOwner
 from proxy.tokenizing import PromptTokenizer, configured_tokenizer
 from proxy.tuning import TUNING, Tuning
@@ -121,6 +122,8 @@ class Service:
         self.latency = LatencyModel(profile) if reads_latency(policy) else None
         """How long engines take; None unless the policy reads it: then nobody learns it."""
         self.learned = _learned(config, self.directory, self.latency)
+        self.responses = StoredResponses()
+        self.responses_kept = _responses_kept(config, self.directory, self.responses)
         self.learner = LatencyLearner(self.latency, self._pool_of) if self.latency is not None else None
         self.placement = Placement(
             self.fleet,
@@ -351,8 +354,9 @@ class Service:
             believing = Believing(self.fleet, self.accuracy, self.feeds, time.monotonic)
             self._feed_tasks.create(believing.keep_looking(), name="accuracy")
         self.tokenizer.start()
-        if self.learned is not None:
-            self.learned.start()
+        for keeper in (self.learned, self.responses_kept):
+            if keeper is not None:
+                keeper.start()
         if self.scrapes is not None:
             self._scrape_tasks.create(self.scrapes.keep_asking(), name="round")
 
@@ -364,8 +368,9 @@ class Service:
         await self._scrape_tasks.close()
         await self.tokenizer.close()
         await self.adapters.close()
-        if self.learned is not None:
-            await self.learned.close()
+        for keeper in (self.learned, self.responses_kept):
+            if keeper is not None:
+                await keeper.close()
         if self.kept is not None:
             await self.kept.close(alone=self.snapshots is None)
         if self.snapshots is not None:
@@ -419,15 +424,27 @@ def _kept(config: Config, directory: StateDirectory, tuning: Tuning) -> Kept:
     )
 
 
+def _responses_kept(
+    config: Config, directory: StateDirectory | None, responses: StoredResponses
+) -> FileKeeper | None:
+    if directory is None:
+        return None
+    return FileKeeper(
+        KeptFile.responses(directory),
+        state=responses.state,
+        restore=responses.restore,
+        interval_s=config.state.state_interval_s,
+    )
+
+
 def _learned(
     config: Config, directory: StateDirectory | None, model: LatencyModel | None
-) -> LearnedKeeper | None:
+) -> FileKeeper | None:
     if directory is None or model is None:
         return None
     interval_s = config.state.state_interval_s
-    return LearnedKeeper(
-        directory, config.model, state=model.state, restore=model.restore, interval_s=interval_s
-    )
+    file = KeptFile.learned(directory, config.model)
+    return FileKeeper(file, state=model.state, restore=model.restore, interval_s=interval_s)
 
 
 def _recorder(config: Config, tell: Tell) -> Recorder | None:

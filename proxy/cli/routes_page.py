@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
-from proxy.edge.app import CLIENTS, PROBES
+from aiohttp import web
+
+from proxy.edge.app import CLIENTS, PROBES, STORED
 from proxy.edge.routes.openapi import description
 from proxy.request.dialects import DIALECTS
 from proxy.request.passing import PASSED, ROUTES, By, Whole
@@ -38,6 +40,28 @@ and others do, one of these is asked.
 | --- | --- | --- | --- | --- | --- |
 """
 
+_STORED = """
+## Stored responses
+
+An engine that was started with `VLLM_ENABLE_RESPONSES_API_STORE=1` stores each response, unless the request says `"store": false`,
+in its own memory and until it ends. kvproxy remembers which instance answered the last 32768 responses, with `--state-dir` over a
+restart, and asks that one alone:
+
+| path | what it answers |
+| --- | --- |
+"""
+
+_BUILT_ON = """
+- A response is stored by the decode engine; the prefill leg stores nothing.
+- A request with `previous_response_id` is served whole by the instance that stores that response: it waits for room there, and
+  other attempts are made there. If nothing is known of the id, any engine says that it is not found.
+- A request with `background` is served whole by one instance, and its answer comes at once; whoever asks for it later reaches
+  that instance. Its work goes on there without a leg of kvproxy's, so loads do not count it.
+- With `--api-key-file`, a response is found with the key that it was asked for with; for others it does not exist.
+- An instance that cannot be reached: 503. One that has left or has started anew has lost its responses: 404, which says so.
+- Of several kvproxys only the one that served a request knows where its response is: balance clients by address or header.
+"""
+
 _KNOWN = f"""
 `--pass PATH` (may be repeated) adds paths of engines' own to these: requests with JSON bodies, placed by load, and counted as
 `{PASSED}`. A path that kvproxy serves already cannot be passed.
@@ -62,7 +86,9 @@ No engine is asked for these.
 
 def page() -> str:
     """The whole page, in Markdown."""
-    return "".join([_HEAD, *_split(), _WHOLE, *map(_whole, ROUTES), _KNOWN, *_known()])
+    return "".join(
+        [_HEAD, *_split(), _WHOLE, *map(_whole, ROUTES), _KNOWN, *_known(), _STORED, *_stored(), _BUILT_ON]
+    )
 
 
 def _split() -> Iterable[str]:
@@ -83,9 +109,17 @@ def _whole(route: Whole) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def _stored() -> Iterable[str]:
+    return _summaries(STORED)
+
+
 def _known() -> Iterable[str]:
+    return _summaries((*CLIENTS, *PROBES))
+
+
+def _summaries(routes: Iterable[web.RouteDef]) -> Iterable[str]:
     paths = description()["paths"]
-    for route in (*CLIENTS, *PROBES):
+    for route in routes:
         path = route.path.replace(":.+}", "}")
         summary = paths[path][route.method.lower()]["summary"]
         yield f"| `{route.method} {path}` | {summary} |\n"

@@ -24,7 +24,7 @@ from proxy.edge.access.cross_origin import allow_origins
 from proxy.edge.app_keys import SALTS, SERVICE, SPOKEN, WHOLE
 from proxy.edge.middlewares import IN_FLIGHT_KEY, LOAD_KEY, InFlight, Load, edge, finish_head
 from proxy.edge.patience import PATIENCE, Patience
-from proxy.edge.routes import adapters, admin, doctor, generate, observe, openapi
+from proxy.edge.routes import adapters, admin, doctor, generate, observe, openapi, responses
 from proxy.edge.sockets.doors import keep_room
 from proxy.edge.sockets.listening import ServiceRunner
 from proxy.errors import ConfigError
@@ -91,6 +91,8 @@ def create_app(
     app[WHOLE] = whole = _served_whole(config, dialects)
     served = [*dialects, *whole_dialects(whole)]
     for_clients = [*(generate.route_of(dialect, app) for dialect in served), *CLIENTS]
+    if any(dialect.stores for dialect in dialects):
+        for_clients += STORED
     app[FOR_CLIENTS] = frozenset(route.path for route in for_clients)
     _add_routes(app, [*for_clients, *PROBES])
     if config.security.admin_port is None:
@@ -141,6 +143,8 @@ def _check_key_files(config: Config) -> None:
 
 CLIENTS = [web.get("/v1/models", observe.models), web.get("/v1/models/{model:.+}", observe.model)]
 """What clients may ask beside the generating routes."""
+STORED = [web.RouteDef(method, path, responses.about, {}) for method, path in responses.PATHS]
+"""What clients may ask about stored responses."""
 PROBES = [
     web.get("/health", observe.health),
     web.get("/ready", observe.ready),

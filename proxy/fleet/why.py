@@ -20,6 +20,8 @@ class Why(enum.StrEnum):
     """It does not list the model of this request."""
     TOO_LONG = "too long for it"
     """Its context does not hold the leg."""
+    ELSEWHERE = "lacks the response"
+    """It has not what the request builds on: another instance stores that response."""
     FULL = "full"
     """It has no room for the leg, by the configured limits, or its room is kept for other requests."""
     SAYS_FULL = "says it is full"

@@ -157,7 +157,7 @@ class Viewer:
         failed, tried, prefill_on, over_limit, kept = constraints
         if outlook is None or self._limited or self._loads is not None:
             return None
-        if failed or tried or kept or over_limit or prefill_on is not None:
+        if failed or tried or kept or over_limit or prefill_on is not None or question.only is not None:
             return None
         look = self._look(question, now, constraints)
         if look.slower:
@@ -331,6 +331,8 @@ class Viewer:
             why = instance.why_unusable(look.question.model)
             if why is None and not need.fits(instance):
                 why = Why.TOO_LONG
+            if why is None and look.question.only not in {None, instance.address}:
+                why = Why.ELSEWHERE
             if why is None and instance.says_full(look.now):
                 why = Why.SAYS_FULL
             found += [self._candidate(rank, phase, look, why) for rank in ranks]
@@ -345,7 +347,7 @@ class Viewer:
         """The candidates that would be usable among all; None if that cannot be told without the others."""
         question = look.question
         failed, tried, prefill_on, over_limit, _ = look.constraints
-        if failed or tried or prefill_on is not None or over_limit:
+        if failed or tried or prefill_on is not None or over_limit or question.only is not None:
             return None
         prefill: Sequence[Candidate] = ()
         needless = False

@@ -206,7 +206,7 @@ class Director:
         if tokenized.excess is not None:
             self._tell(Refused("too_long"))
             raise too_long(self._fleet, call.request, tokenized.excess)
-        question = self._question(call.request, tokenized, call.session, call.goal)
+        question = self._question(call.request, tokenized, call.session, call.goal, call.only)
         return _Asked(question, tokenized.kind, only_measured=not reads)
 
     async def _served(self, call: Call, plan: Plan, asked: "_Asked", avoid: Collection[str]) -> Reply:
@@ -369,7 +369,12 @@ class Director:
         return not prefill or any(i.role is not Role.BOTH for i in prefill)
 
     def _question(
-        self, request: GenerationRequest, tokenized: Tokenized, session: str | None, goal: Goal | None
+        self,
+        request: GenerationRequest,
+        tokenized: Tokenized,
+        session: str | None,
+        goal: Goal | None,
+        only: str | None = None,
     ) -> Question:
         limit = request.answer_limit
         limited_by, answer_tokens = limit or (None, request.usual_answer_tokens)
@@ -391,6 +396,7 @@ class Director:
             prompt_count=request.prompt_count,
             sequences=sequences(request),
             goal=goal,
+            only=only,
         )
 
 

@@ -114,6 +114,10 @@ class Call(msgspec.Struct, frozen=True):
     """What its one leg carries in place of the body of the request; None: that body."""
     handshake: Handshake | None = None
     """The WebSocket that its one leg opens; None: it opens none."""
+    only: str | None = None
+    """As `Question.only`."""
+    stored_as: str | None = None
+    """The id under which the engine that answers may store its answer; None if it does not."""
 
 
 class Reply:

@@ -34,6 +34,7 @@ _NAME = re.compile(r"(?P<stem>.+)\.rank[0-9]+\.snapshot")
 _INSTANCES = "instances.json"
 _LEARNED = "learned."
 _JSON = ".json"
+_RESPONSES = "responses.json"
 _BROKEN = re.compile(r".+\.(?:snapshot|json)\.broken-(?P<at>[0-9]+)")
 
 MAX_INSTANCES_BYTES = 4 << 20
@@ -41,6 +42,11 @@ MAX_INSTANCES_BYTES = 4 << 20
 
 MAX_LEARNED_BYTES = 4 << 20
 """The largest file of what was learned: room for four thousand instances and ten thousand pairs."""
+
+
+MAX_RESPONSES_BYTES = 8 << 20
+"""The largest file of where responses are stored: room for those that are remembered, and for long names of
+their clients."""
 
 
 class UnusableFileError(ValueError):
@@ -114,6 +120,20 @@ class StateDirectory:
         """Rename the file of what was learned, as `set_aside` does for a snapshot."""
         return self._set_aside(self._learned(model))
 
+    def read_responses(self) -> bytes | None:
+        """The bytes written for where responses are stored; None if there are none. Raises UnusableFileError,
+        OSError.
+        """
+        return _read(self._path / _RESPONSES, MAX_RESPONSES_BYTES)
+
+    def write_responses(self, data: bytes) -> None:
+        """Replace what was written before, completely or not at all. Raises OSError."""
+        self._write(self._path / _RESPONSES, data)
+
+    def set_responses_aside(self) -> str:
+        """Rename the file of where responses are stored, as `set_aside` does for a snapshot."""
+        return self._set_aside(self._path / _RESPONSES)
+
     def _learned(self, model: str) -> pathlib.Path:
         return self._path / f"{_LEARNED}{_stem(model)}{_JSON}"
 
@@ -181,7 +201,9 @@ class StateDirectory:
         with contextlib.suppress(OSError):
             for name in self._names():
                 learned = name.startswith(_LEARNED) and name.endswith(_JSON + _TEMPORARY)
-                if learned or name.endswith((_SNAPSHOT + _TEMPORARY, _INSTANCES + _TEMPORARY)):
+                if learned or name.endswith(
+                    tuple(kind + _TEMPORARY for kind in (_SNAPSHOT, _INSTANCES, _RESPONSES))
+                ):
                     (self._path / name).unlink()
 
     def _try_to_write(self, origin: str) -> None:

@@ -256,6 +256,12 @@ class EngineClient:
         """
         return await self._sockets.open(instance, path, headers, protocols, self._authorization)
 
+    def ask(
+        self, method: str, instance: str, path: str, body: Encoded | None, headers: Headers
+    ) -> Coroutine[Any, Any, EngineAnswer]:
+        """Send any request and wait for the head of its answer. Raises LegError as `post`."""
+        return self._request(method, instance, path, body, headers)
+
     async def exchange(
         self,
         method: str,

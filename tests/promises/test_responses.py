@@ -73,7 +73,8 @@ async def test_two_legs_serve_a_response_as_one_engine_would(members: dict[str, 
         [first], [second] = ([s.json() for s in e.seen if s.path == PATH] for e in pair.engines.all)
         hold = {"do_remote_decode": True, "do_remote_prefill": False}
         one_token = {"stream": False, "max_output_tokens": 1, "store": False, "kv_transfer_params": hold}
-        assert first == body | one_token
+        response = said_in(answer.body)[-1]["response"] if stream else answer.json
+        assert first == body | one_token | {"request_id": response["id"]}
         assert second["kv_transfer_params"]["do_remote_prefill"]
         await pair.service.settled()
         assert not pair.engines.holds

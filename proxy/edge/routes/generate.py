@@ -22,6 +22,7 @@ from proxy.edge.routes.answer import answer
 from proxy.edge.routes.forms import form_request
 from proxy.edge.routes.salting import salted
 from proxy.edge.routes.sockets import socket_request
+from proxy.edge.routes.storing import remember, storing
 from proxy.edge.routes.story import Story
 from proxy.edge.visit import Visit, visit_of
 from proxy.errors import (
@@ -95,6 +96,8 @@ async def _generate(
                         begun = waiting.response
                         await waiting.close()
                     _note_trace(notes, call)
+            if call.stored_as is not None and reply.status == 200:
+                remember(service, visit, call.stored_as, reply)
             response, cut_with = await answer(request, service, visit, reply, dialect, limit, begun, story)
         finally:
             if reply is not None:
@@ -153,6 +156,9 @@ async def _call(
         generation = await generation_request(request, service, visit, dialect)
         if salts is not None:
             generation = salted(salts, visit, generation)
+    stored_as = only = None
+    if dialect.stores:
+        generation, stored_as, only = storing(service, visit, generation)
     headers, priority = (
         engine_headers(request, service),
         claimed(generation, request.headers.get(names.PRIORITY)),
@@ -170,6 +176,8 @@ async def _call(
         goal=goal_asked(request, visit),
         upload=upload,
         handshake=handshake,
+        only=only,
+        stored_as=stored_as,
     )
 
 

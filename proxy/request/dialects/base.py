@@ -146,6 +146,17 @@ class Dialect(abc.ABC):
         """
         return None
 
+    stores: ClassVar[bool] = False
+    """Whether engines may store its answers, and serve requests that build on them."""
+
+    def may_store(self, body: Body) -> bool:  # noqa: ARG002
+        """Whether the engine that answers may store the answer. `read` has passed the body."""
+        return False
+
+    def builds_on(self, body: Body) -> str | None:  # noqa: ARG002
+        """The id of the stored answer that a request builds on; None if it builds on none."""
+        return None
+
     def lacks_model(self, answer: bytes) -> bool:  # noqa: ARG002  # every engine has the route
         """Whether an engine's answer of status 404 says that it does not have the model."""
         return True

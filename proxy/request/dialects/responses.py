@@ -53,6 +53,21 @@ class _Response(msgspec.Struct):
     metrics: Any = None  # as output_tokens
 
 
+class _Answer(msgspec.Struct):
+    """A response, or an event that has one."""
+
+    object: Any = None
+    response: _Response | None = None
+
+
+class _Error(msgspec.Struct):
+    param: Any = None
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _Error | None = None
+
+
 class _Event(msgspec.Struct):
     type: str = ""
 
@@ -62,6 +77,8 @@ class _Tool(msgspec.Struct):
 
 
 _decode_response = msgspec.json.Decoder(_Response).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_error = msgspec.json.Decoder(_ErrorAnswer).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_tools = msgspec.json.Decoder(list[_Tool] | None).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -104,6 +121,7 @@ class Responses(Dialect):
     }
     ending = "an event `response.completed`, `response.incomplete` or `response.failed`"
     default_answer_tokens = None
+    stores = True
     max_items: ClassVar[Mapping[str, int]] = {"input": MAX_MESSAGES, "tools": MAX_TOOLS}
 
     def __init__(self, chat: Dialect) -> None:
@@ -138,7 +156,8 @@ class Responses(Dialect):
     def usage(self, answer: bytes) -> Usage:
         """As `Dialect`."""
         try:
-            read = _decode_response(answer)
+            found = _decode_answer(answer)
+            read = found.response or _decode_response(answer)
         except _UNREADABLE as error:
             raise ValueError(f"the response cannot be read: {error}") from None
         usage = read.usage or _Usage()
@@ -153,6 +172,27 @@ class Responses(Dialect):
         """As `Dialect`."""
         chat = as_chat(body, self._chat.prompt_members)
         return None if chat is None else (self._chat, chat)
+
+    def may_store(self, body: Body) -> bool:
+        """As `Dialect`; an engine stores unless it is told not to, if it was started with a store."""
+        return body.raw("store") is None or truth(body.value("store"), "store")
+
+    def builds_on(self, body: Body) -> str | None:
+        """As `Dialect`."""
+        previous = body.value("previous_response_id")
+        return previous if isinstance(previous, str) else None
+
+    def lacks_model(self, answer: bytes) -> bool:
+        """As `Dialect`: an engine may lack the response that a request builds on instead."""
+        return not self.lacks_response(answer)
+
+    def lacks_response(self, answer: bytes) -> bool:
+        """Whether an engine's 404 says that it does not store a response."""
+        try:
+            error = _decode_error(answer).error
+        except _UNREADABLE:
+            return False
+        return error is not None and error.param == "response_id"
 
     def produces(self, data: bytes) -> bool:
         """As `Dialect`."""

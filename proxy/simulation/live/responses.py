@@ -74,6 +74,11 @@ class ResponseStore:
         self._stored: dict[str, Stored] = {}
         self._tasks = TaskOwner("responses")
 
+    @property
+    def computing(self) -> int:
+        """How many responses are computed in the background."""
+        return len(self._tasks)
+
     async def close(self) -> None:
         """The process ends, and with it all that is stored."""
         await self._tasks.close()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.snapshots.directory import StateDirectory
-from proxy.snapshots.learned import LearnedKeeper
+from proxy.snapshots.learned import FileKeeper, KeptFile
 from tests.helpers.service import wait_until
 
 
@@ -23,11 +23,12 @@ class Learned:
         self.value = value
 
 
-def keeper(
-    directory: StateDirectory, model: str, learned: Learned, interval_s: float = 60.0
-) -> LearnedKeeper:
-    return LearnedKeeper(
-        directory, model, state=learned.state, restore=learned.restore, interval_s=interval_s
+def keeper(directory: StateDirectory, model: str, learned: Learned, interval_s: float = 60.0) -> FileKeeper:
+    return FileKeeper(
+        KeptFile.learned(directory, model),
+        state=learned.state,
+        restore=learned.restore,
+        interval_s=interval_s,
     )
 
 
