@@ -21,7 +21,7 @@ class Served(enum.StrEnum):
     WHOLE = "one leg"
     REFUSED = "refused"
     WORDED = "refused, other words"
-    """kvproxy refuses it before an engine sees it: the same status, code and member, in words of its own."""
+    """kvproxy refuses it before an engine sees it: the same status and code, in words of its own."""
 
 
 REFUSALS = (Served.REFUSED, Served.WORDED)
@@ -112,8 +112,9 @@ _SCHEMA = {
     "required": ["ok"],
     "additionalProperties": False,
 }
-_FUNCTION = {"name": "look", "description": "Looks something up.", "parameters": _SCHEMA}
+_FUNCTION = {"name": "look", "description": "Looks something up.", "parameters": _SCHEMA, "strict": True}
 _TOOLS: Members = {"tools": [{"type": "function", "function": _FUNCTION}], "max_tokens": 60}
+_CALL = '<tool_call>\n{"name": "look", "arguments": {"ok": true}}\n</tool_call>'
 _NAMED = {"type": "function", "function": {"name": "look"}}
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA}}
 
@@ -130,9 +131,13 @@ FEATURES = (
     Feature("a conversation, content in parts", {"messages": Made("turns")}),
     Feature("tools, tool_choice none", {**_TOOLS, "tool_choice": "none", "max_tokens": 8}),
     Feature("tools, tool_choice auto", {**_TOOLS, "max_tokens": 8}),
+    Feature("a tool is called, tool_choice auto", {**_TOOLS, "structured_outputs": {"choice": [_CALL]}}),
     Feature("tools, tool_choice required", {**_TOOLS, "tool_choice": "required"}),
     Feature("tools, tool_choice named", {**_TOOLS, "tool_choice": _NAMED}),
     _both("response_format json_schema", {"response_format": _FORMAT, "max_tokens": 60}),
+    _both(
+        "structured_outputs choice", {"structured_outputs": {"choice": ["yes, of course"]}, "max_tokens": 60}
+    ),
     _both("response_format json_object", {"response_format": {"type": "json_object"}}),
     Feature(
         "reasoning: include_reasoning, reasoning_effort",

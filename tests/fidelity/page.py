@@ -28,7 +28,7 @@ on real vLLM with `scripts/test.sh --real`. One decode engine is given the block
 | two legs | a prefill and a decode engine serve it, and the answer is a plain engine's |
 | one leg | one instance serves it whole, since two legs would gain nothing; the answer is a plain engine's |
 | refused | the engine refuses it, and the client gets its refusal |
-| refused, other words | kvproxy refuses it before an engine sees it: with the engine's status, code and `param`, in words of its own |
+| refused, other words | kvproxy refuses it before an engine sees it: with the engine's status and `code`, in words of its own |
 """
 
 

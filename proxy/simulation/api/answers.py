@@ -4,17 +4,23 @@ keys that vLLM leaves out.
 The bodies of both endpoints, whole and streamed, made from the choices of a generation.
 """
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from proxy.simulation.api.errors import ApiError
 from proxy.simulation.api.generation import Choice, Generation, Piece
+from proxy.simulation.api.grammar import Call
 from proxy.simulation.api.validation import Asked
 from proxy.simulation.engine.text import Voice, mix
 from proxy.simulation.engine.tokenizer import Tokenizer
 
 _RANKED = 3571  # spreads the alternatives to a token over the vocabulary
+
+
+def _call_id() -> str:
+    return f"chatcmpl-tool-{uuid.uuid4().hex[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,41 @@ class Answers:
 
     def events(self, piece: Piece) -> list[dict[str, Any]]:
         """The events for one piece."""
-        return [self.chunk(piece)]
+        chunk = self.chunk(piece)
+        if self.asked.call is None:
+            return [chunk]
+        return self._calling(piece, self.asked.call, chunk)
+
+    def _calling(self, piece: Piece, call: Call, chunk: dict[str, Any]) -> list[dict[str, Any]]:
+        """The chunks of a piece of a call, which are made of the one that tells it as text."""
+        tokens, before = piece.choice.tokens[: piece.generated], piece.generated - len(piece.tokens)
+        told = call.told(len(self.tokenizer.decode(tokens)))
+        known = call.told(len(self.tokenizer.decode(tokens[:before])))
+        [entry] = chunk["choices"]
+        last = piece.finish_reason is not None
+        deltas: list[dict[str, Any]] = []
+        if told is not None and known is None:
+            named = {"id": _call_id(), "type": "function", "index": 0}
+            deltas.append(named | {"function": {"name": call.name}})
+        if more := (told or "")[len(known or "") :]:
+            deltas.append({"index": 0, "function": {"arguments": more}})
+        chunks = []
+        for delta in deltas:
+            shown = entry | {"delta": {"content": None, "tool_calls": [delta]}, "finish_reason": None}
+            shown.pop("stop_reason", None)
+            chunks.append({name: value for name, value in chunk.items() if name != "system_fingerprint"})
+            chunks[-1]["choices"] = [shown]
+        if last:
+            entry |= {"delta": {}, "finish_reason": self._reason(piece.choice, called=told is not None)}
+            chunks.append(chunk)
+        return chunks
+
+    def _reason(self, choice: Choice, *, called: bool) -> str | None:
+        """Why a choice ended; a call that the client did not name ends for its own sake."""
+        named = isinstance(self.asked.body.get("tool_choice"), dict)
+        return (
+            "tool_calls" if called and not named and choice.finish_reason == "stop" else choice.finish_reason
+        )
 
     def whole(self, generation: Generation) -> dict[str, Any]:
         """The unstreamed answer."""
@@ -177,6 +217,10 @@ class Answers:
                 "function_call": None,
                 "reasoning": None,
             }
+            call = self.asked.call
+            if call is not None and choice.text.text == call.text:
+                message = self._with_call(message, call)
+                ending["finish_reason"] = self._reason(choice, called=True)
             return {"index": choice.index, "message": message, **ending, "routed_experts": None}
         text = self._echo(choice) + ("" if self._echo_only() else choice.text.text)
         return {
@@ -187,6 +231,14 @@ class Answers:
             "prompt_token_ids": list(choice.prompt) if wants_ids else None,
             "routed_experts": None,
         }
+
+    def _with_call(self, message: dict[str, Any], call: Call) -> dict[str, Any]:
+        """A message that is a call."""
+        function = {"name": call.name, "arguments": call.arguments}
+        free = self.asked.body.get("tool_choice") in (None, "auto")
+        reasoning = message.pop("reasoning")
+        calls = [{"id": _call_id(), "type": "function", "function": function}]
+        return {**message, "content": None if free else "", "tool_calls": calls, "reasoning": reasoning}
 
     def _role(self) -> str:
         body = self.asked.body

@@ -11,6 +11,7 @@ from typing import Any
 
 from proxy.simulation.api.chat import images_of, render
 from proxy.simulation.api.errors import BadRequestError, NotFoundError
+from proxy.simulation.api.grammar import Call, Demand, demanded
 from proxy.simulation.api.responses_as_chats import chat_of
 from proxy.simulation.api.sampling_rules import check_logprobs, check_sampling, check_tokens, sampling_of
 from proxy.simulation.engine.request import Image, Sampling
@@ -37,6 +38,8 @@ class Asked:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     transfer: Mapping[str, Any] = field(default_factory=dict)
+    call: Call | None = None
+    """The call that the answer is, if it is one and comes to its end."""
 
     def sampling_of(self, prompt: int, choice: int) -> Sampling:
         """The sampling of one choice; each choice of a prompt says something else."""
@@ -166,7 +169,17 @@ class Checker:
         prompt_logprobs = body.get("prompt_logprobs")
         if prompt_logprobs is None and body.get("echo"):
             prompt_logprobs = logprobs
-        return self._asked(body, model, lora, prompts, limit, logprobs, prompt_logprobs, chat=False)
+        return self._asked(
+            body,
+            model,
+            lora,
+            prompts,
+            limit,
+            logprobs,
+            prompt_logprobs,
+            chat=False,
+            demand=demanded(body),
+        )
 
     def generate(self, body: Mapping[str, Any]) -> Asked:
         """A request with token ids that can be served. Raises BadRequestError or NotFoundError if it
@@ -197,7 +210,15 @@ class Checker:
         prompt = self._fitted(self.answerable_tokens(body) if given is None else list(given), body)
         logprobs = (body.get("top_logprobs") or 0) if body.get("logprobs") else None
         return self._asked(
-            body, model, lora, [prompt], limit, logprobs, body.get("prompt_logprobs"), chat=True
+            body,
+            model,
+            lora,
+            [prompt],
+            limit,
+            logprobs,
+            body.get("prompt_logprobs"),
+            chat=True,
+            demand=demanded(body, calls=self._tool_parser),
         )
 
     def ids_of(self, given: str | list[int]) -> list[int]:
@@ -310,6 +331,7 @@ class Checker:
         prompt_logprobs: int | None,
         *,
         chat: bool,
+        demand: Demand | None = None,
     ) -> Asked:
         stop = body.get("stop") or ()
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -317,6 +339,9 @@ class Checker:
         vocabulary = len(self._tokenizer)
         check_tokens(body, vocabulary)
         sampling = [sampling_of(body, self._max_model_len - len(p), limit) for p in prompts]
+        if demand is not None:
+            script = tuple(self._tokenizer.encode(demand.text))
+            sampling = [replace(one, script=script) for one in sampling]
         check_sampling(body, stop, n)
         check_logprobs("sample logprobs", "logprobs", logprobs, vocabulary)
         check_logprobs("prompt logprobs", "prompt_logprobs", prompt_logprobs, vocabulary)
@@ -337,6 +362,7 @@ class Checker:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             transfer=body.get("kv_transfer_params") or {},
+            call=demand.call if demand is not None else None,
         )
 
 

@@ -42,6 +42,8 @@ class Sampling:
     allowed_token_ids: tuple[int, ...] = ()
     favourite: int | None = None
     """The token that a large logit bias makes certain; None without one."""
+    script: tuple[int, ...] = ()
+    """The only tokens that a grammar leaves, after which the answer ends; empty without a grammar."""
     salt: int = 0
     """Mixed into the choice of tokens: 0 for greedy sampling, else made of the seed and the choice's
     number."""

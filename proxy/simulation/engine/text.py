@@ -32,6 +32,8 @@ class Voice:
 
     def next_token(self, state: int, sampling: Sampling, generated: int) -> int:
         """The token after a context; `generated` tokens were chosen before it."""
+        if sampling.script:
+            return sampling.script[generated] if generated < len(sampling.script) else self.eos
         dice = mix(state ^ sampling.salt)
         may_end = not sampling.ignore_eos and generated >= sampling.min_tokens
         if sampling.favourite is not None and (may_end or sampling.favourite != self.eos):
