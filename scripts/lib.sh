@@ -46,6 +46,6 @@ ensure_venv() {
   [ "$("$VENV/bin/python" -V 2>/dev/null)" = "$("$python" -V)" ] || fresh_env "$VENV" "$python"
   # shellcheck disable=SC2086  # the variable holds several arguments
   "$VENV/bin/python" -m pip install -qq --disable-pip-version-check ${KVPROXY_PIP_ARGS:-} \
-    --editable "${ROOT}[dev]" || die "pip could not install kvproxy into $VENV"
+    --editable "${ROOT}[dev,clients]" || die "pip could not install kvproxy into $VENV"
   mark_current "$VENV" "$stamp"
 }

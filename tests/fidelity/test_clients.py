@@ -1,0 +1,58 @@
+"""Clients that know nothing of kvproxy make of its answers what they make of an engine's.
+
+Each is a program of its own in `clients/`: their imports are slow, and warn.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from scripts.workshop.checkout import ROOT
+from scripts.workshop.engines.engine import Installation
+from tests.fidelity.conftest import Sides
+
+WAIT_S = 110
+
+
+def run(words: list[str]) -> str:
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def made_of(url: str, name: str, *flags: str) -> Any:
+    """What a client makes of the answers at `url`."""
+    words = [sys.executable, "-m", f"tests.fidelity.clients.{name}_client", url, *flags]
+    return json.loads(run(words).splitlines()[-1])
+
+
+@pytest.mark.timeout(2 * WAIT_S + 60)
+@pytest.mark.parametrize("name", ["openai", "litellm", "langchain"])
+def test_a_client_is_told_the_same(sides: Sides, name: str) -> None:
+    flags = ["--free"] if sides.real else []
+    got = made_of(sides.proxy.url, name, *flags)
+    assert got == made_of(sides.plain, name, *flags)
+    assert all(got[what] for what in got if what != "forced" or not sides.real), got
+
+
+@pytest.mark.real
+@pytest.mark.timeout(2 * WAIT_S + 60)
+@pytest.mark.parametrize(
+    ("backend", "path"), [("openai", "/v1/completions"), ("openai-chat", "/v1/chat/completions")]
+)
+def test_vllm_bench_serves_its_load(sides: Sides, backend: str, path: str, tmp_path: pathlib.Path) -> None:
+    if not sides.real:
+        pytest.skip("the bench comes with the engine")
+    install = Installation.default()
+    words = [str(install.vllm), "bench", "serve", "--backend", backend, "--base-url", sides.proxy.url]
+    words += ["--endpoint", path, "--model", "tiny", "--tokenizer", str(install.model), "--ignore-eos"]
+    words += ["--dataset-name", "random", "--random-input-len", "64", "--random-output-len", "8"]
+    words += ["--num-prompts", "8", "--max-concurrency", "4", "--disable-tqdm"]
+    words += ["--save-result", "--result-dir", str(tmp_path), "--result-filename", "bench.json"]
+    run(words)
+    told = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert (told["completed"], told["failed"], told["total_output_tokens"]) == (8, 0, 64)
