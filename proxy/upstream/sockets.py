@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from proxy.errors import ConnectFailedError, LegBrokenError
+from proxy.errors import ConnectFailedError, LegBrokenError, envelope
 from proxy.headers import Headers
 from proxy.upstream.connection import words_of
 from proxy.upstream.names import Names
@@ -60,18 +61,22 @@ class EngineSocket:
         self,
         instance: str,
         status: int,
-        headers: Headers,
         pool: Pool,
         opened: aiohttp.ClientWebSocketResponse[bool] | None = None,
     ) -> None:
         self.instance = instance
         self.status = status
         """101 if it is open."""
-        self.headers = headers
+        self.headers: Headers = []
         self.is_event_stream = False
         self._pool = pool
         self._opened = opened
         self._holds_place = True
+        self._refusal = b""
+        if opened is None:
+            words = f"the engine opens no WebSocket here (status {status})"
+            self._refusal = msgspec.json.encode(envelope(words, "WebSocketRefusedError", status))
+            self.headers = [("Content-Type", "application/json")]
 
     @property
     def protocol(self) -> str | None:
@@ -119,8 +124,8 @@ class EngineSocket:
             await self._opened.close(code=code)
 
     async def read(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002  # there is nothing to bound
-        """The body of a refusal: aiohttp keeps none, and uvicorn sends none."""
-        return b""
+        """The body of a refusal. It is kvproxy's own: aiohttp keeps none, and uvicorn sends none."""
+        return self._refusal
 
     async def next_chunk(self, limit_s: float | None = None) -> bytes:  # noqa: ARG002
         """As `read`."""
@@ -183,9 +188,8 @@ class Sockets:
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
             )
         except aiohttp.WSServerHandshakeError as error:
-            said = [] if error.headers is None else [(str(k), str(v)) for k, v in error.headers.items()]
             if error.status >= 400:
-                return EngineSocket(instance, error.status, said, self._pool)
+                return EngineSocket(instance, error.status, self._pool)
             self._pool.gives_place()
             raise LegBrokenError(instance, f"no WebSocket (status {error.status})") from error
         except BaseException as error:
@@ -196,7 +200,7 @@ class Sockets:
             if isinstance(error, aiohttp.ClientError | OSError | ValueError):
                 raise LegBrokenError(instance, f"no WebSocket ({words_of(error)})") from error
             raise
-        return EngineSocket(instance, 101, [], self._pool, opened)
+        return EngineSocket(instance, 101, self._pool, opened)
 
     async def close(self) -> None:
         """Close all of them."""

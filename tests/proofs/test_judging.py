@@ -14,7 +14,7 @@ from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 from tests.proofs.chaos import verdict as v
 from tests.proofs.chaos.clients import End, Record
 from tests.proofs.chaos.journal import Fault, Journal
-from tests.proofs.chaos.workload import Manner, Plan, Workload
+from tests.proofs.chaos.workload import INVOCATIONS, Manner, Plan, Workload
 from tests.proofs.setting import Vitals
 from tests.proofs.soak.run import Options, Sample, Soak
 from tests.proofs.texts import MAX_MODEL_LEN, RightAnswers
@@ -26,7 +26,7 @@ DECODE = "127.0.0.1:8200"
 async def test_the_right_text_is_the_one_a_plain_engine_says() -> None:
     workload = Workload("c0", 7, "tiny", RightAnswers("tiny"), disloyal=True)
     plans = [workload.next() for _ in range(40)]
-    assert {plan.path for plan in plans} == {CHAT, COMPLETIONS}
+    assert {plan.path for plan in plans} == {CHAT, COMPLETIONS, INVOCATIONS}
     assert {plan.stream for plan in plans} == {True, False}
     assert any(plan.body.get("n") == 2 for plan in plans)
     config = StandInConfig(connector=False, max_model_len=MAX_MODEL_LEN)

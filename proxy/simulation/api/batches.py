@@ -43,6 +43,10 @@ _SCORING = record(
 )
 
 
+_OF_ALL = ("model", "label_token_ids", "apply_softmax", "cache_salt", "session_id")
+"""Members of a scoring request that count for each of its prompts; it has no others."""
+
+
 def parse_batch(body: Any) -> dict[str, Any]:
     """A body whose `messages` are conversations. Raises BadRequestError."""
     conversations = body.get("messages") if isinstance(body, dict) else None
@@ -81,7 +85,7 @@ def check_scoring(checker: Checker, body: Mapping[str, Any]) -> Asked:
     query = checker.ids_of(body["query"])
     ids = [checker.ids_of(item) for item in items]
     prompts = [[*item, *query] if body.get("item_first") else [*query, *item] for item in ids]
-    rest = {name: value for name, value in body.items() if name not in {"query", "items"}}
+    rest = {name: body[name] for name in _OF_ALL if name in body}
     return checker.completion({**rest, "prompt": prompts, "max_tokens": 1, "temperature": 0.0})
 
 

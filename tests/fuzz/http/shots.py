@@ -72,6 +72,8 @@ _SEEING = (
     "/load/",
     "/version",
 )
+_OTHERS_SHARE = 0.2
+_HEARING = ("/v1/audio/transcriptions", "/v1/audio/translations")
 _ADMIN = ("/instances/add", "/instances/drain", "/instances/remove")
 
 
@@ -93,6 +95,9 @@ def _headers(rng: random.Random, target: Target, path: str) -> Headers:
 
 def _right(rng: random.Random) -> tuple[str, bytes]:
     """A path and a body that belong together."""
+    if rng.random() < _OTHERS_SHARE:
+        path = rng.choice(values.OTHERS)
+        return path, json.dumps(values.other(rng, path)).encode()
     path = rng.choice(_GENERATING)
     make = (
         chat if path == "/v1/chat/completions" or (path == "/explain" and rng.random() < 0.5) else completion
@@ -102,6 +107,9 @@ def _right(rng: random.Random) -> tuple[str, bytes]:
 
 def _wrong(rng: random.Random) -> tuple[str, bytes]:
     """A path, and a body that is nearly right for it."""
+    if rng.random() < _OTHERS_SHARE:
+        path = rng.choice(values.WHOLE)
+        return path, mutated(rng, values.other(rng, path))
     path = rng.choice(_GENERATING)
     make = chat if rng.random() < 0.5 else completion
     return path, mutated(rng, make(rng))
@@ -418,6 +426,49 @@ def _large(rng: random.Random, target: Target) -> Shot:
     return Shot("large bodies", (post(path, body, _headers(rng, target, path)),), answers=1)
 
 
+def _form(rng: random.Random, _target: Target) -> Shot:
+    """A form, right or broken: an engine whose model does not hear answers 404."""
+    mark = rng.choice(("x", "-" * 30 + "x", "a b"))
+    model = rng.choice(("tiny", "tiny", "none", "\u00e9", "m" * 5000, ""))
+    parts = [
+        f'Content-Disposition: form-data; name="model"\r\n\r\n{model}'.encode(),
+        b'Content-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        + rng.randbytes(rng.choice((0, 10, 1000, 100_000))),
+    ]
+    rng.shuffle(parts)
+    body = b"".join(b"--%b\r\n%b\r\n" % (mark.encode(), part) for part in parts)
+    body += f"--{mark}--\r\n".encode()
+    if rng.random() < 0.3:
+        body = scrambled(rng, body)
+    boundary = rng.choice((f'"{mark}"', mark, f'"{mark}"', "y", '"', ""))
+    headers = [("Host", "fuzz"), ("Content-Type", f"multipart/form-data; boundary={boundary}")]
+    path = rng.choice(_HEARING)
+    if rng.random() < 0.3:
+        head_of_it = head("POST", path, [*headers, ("Transfer-Encoding", "chunked")])
+        sizes = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in _pieces(rng, body or b"x", 6))
+        return Shot("form", (head_of_it, sizes + b"0\r\n\r\n"), answers=1)
+    return Shot("form", _pieces(rng, post(path, body, headers), 5), answers=1)
+
+
+def _socket(rng: random.Random, _target: Target) -> Shot:
+    """A handshake, right or broken: an engine whose model does not hear refuses it."""
+    headers = [
+        ("Host", "fuzz"),
+        ("Connection", rng.choice(("Upgrade", "keep-alive, Upgrade", "close", "upgrade"))),
+        ("Upgrade", rng.choice(("websocket", "websocket", "WebSocket", "h2c", ""))),
+        ("Sec-WebSocket-Version", rng.choice(("13", "13", "13", "8", "x"))),
+        ("Sec-WebSocket-Key", rng.choice(("dGhlIHNhbXBsZSBub25jZQ==", "x", "", "a" * 5000))),
+    ]
+    if rng.random() < 0.3:
+        headers.append(
+            ("Sec-WebSocket-Protocol", rng.choice(("realtime", "a, b", ",", "a" * 5000, "x," * 500)))
+        )
+    if rng.random() < 0.3:
+        headers.append(("Sec-WebSocket-Extensions", rng.choice(("permessage-deflate", "x", "a=b;c"))))
+    query = rng.choice(("", "?model=tiny", "?model=none", "?%ff=%00", "?model="))
+    return Shot("socket", (head("GET", f"/v1/realtime{query}", headers),), requests=1, answers=1)
+
+
 _KINDS: tuple[tuple[Callable[[random.Random, Target], Shot], float], ...] = (
     (_body, 20),
     (_large, 0.05),
@@ -434,6 +485,8 @@ _KINDS: tuple[tuple[Callable[[random.Random, Target], Shot], float], ...] = (
     (_raw, 10),
     (_noise, 4),
     (_leaves, 3),
+    (_form, 3),
+    (_socket, 1),
     (_sees, 1),
     (_is_right, 2),
 )

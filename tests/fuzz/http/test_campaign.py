@@ -38,7 +38,7 @@ def test_a_number_and_a_seed_make_the_same_shot_again() -> None:
 def test_every_kind_of_shot_is_made_and_those_that_must_be_answered_are_whole() -> None:
     made = [Shots(1, TARGET)[n] for n in range(2000)]
     assert {shot.ending for shot in made} == set(Ending)
-    assert len({shot.kind for shot in made}) == 16
+    assert len({shot.kind for shot in made}) == 19
     assert all(shot.pieces and all(shot.pieces) for shot in made)
     framed = [shot for shot in made if shot.answers is not None]
     assert all(shot.answers == shot.requests and shot.ending is Ending.WAIT for shot in framed)

@@ -187,6 +187,45 @@ def chat(rng: random.Random) -> Body:
     return body
 
 
+WHOLE = (
+    "/invocations",
+    "/v1/chat/completions/batch",
+    "/generative_scoring",
+    "/tokenize",
+    "/detokenize",
+    "/v1/embeddings",
+    "/rerank",
+    "/v1/completions/render",
+)
+"""Routes that one engine serves whole."""
+
+OTHERS = ("/v1/responses", *WHOLE)
+"""Routes beside completions and chats."""
+
+
+def other(rng: random.Random, path: str) -> Body:
+    """A body that is right for such a route."""
+    words = rng.choice(PROMPTS)
+    match path:
+        case "/v1/responses":
+            stream = {"stream": True} if rng.random() < 0.3 else {}
+            return {"model": "tiny", "input": words, "max_output_tokens": 2, **stream}
+        case "/invocations":
+            return chat(rng) if rng.random() < 0.5 else completion(rng)
+        case "/v1/chat/completions/batch":
+            turns = [[{"role": "user", "content": words}] for _ in range(rng.randrange(1, 4))]
+            return {"model": "tiny", "messages": turns, "max_tokens": 2}
+        case "/generative_scoring":
+            return {"query": words, "items": [" yes", " no"], "label_token_ids": [5, 9]}
+        case "/detokenize":
+            return {"tokens": [rng.randrange(300) for _ in range(rng.randrange(8))]}
+        case "/rerank":
+            return {"query": words, "documents": [words]}
+        case "/v1/embeddings":
+            return {"model": "tiny", "input": words}
+    return {"model": "tiny", "prompt": words}
+
+
 def _some_options(rng: random.Random, body: Body) -> None:
     if rng.random() < 0.3:
         body["stream"] = True

@@ -22,7 +22,7 @@ MEMORY_TOLERANCE_MIB = 16.0
 MEMORY_TOLERANCE_SHARE = 0.25
 """Allocators do not give everything back. What kvproxy remembers of prompts on purpose comes on top."""
 
-_ACCESS = re.compile(r" POST (/v1/\S+) (\d+) ([\d.]+)ms id=(\S+) (.*)$")
+_ACCESS = re.compile(r" POST (/v1/\S+|/invocations) (\d+) ([\d.]+)ms id=(\S+) (.*)$")
 _OUTCOMES = {"ok": "right", "cut": "cut", "client_left": "left", "failed": "failed"}
 """What kvproxy's outcomes are for the client; all others are refusals of some kind."""
 

@@ -14,6 +14,9 @@ from tests.proofs.texts import RightAnswers
 
 SHARED_PREFIXES = 12
 SHARED_WORDS = (60, 400)
+INVOCATIONS = "/invocations"
+"""One engine answers it whole, with what it would answer on the body's own route."""
+WHOLE_SHARE = 0.06
 
 
 class Manner(enum.StrEnum):
@@ -84,6 +87,8 @@ class Workload:
         else:
             path = COMPLETIONS
             body["prompt"] = f"{prefix} {words}"
+        if dice.random() < WHOLE_SHARE:
+            path = INVOCATIONS
         if stream:
             body["stream"] = True
         elif dice.random() < 0.1:
