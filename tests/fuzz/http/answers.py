@@ -17,8 +17,9 @@ ENGINES_FAILURE = b'"message":"a fault"'
 ENGINES_NOT_FOUND = (404, b'{"detail":"Not Found"}')
 """Of an engine whose model does not serve the route: passed on."""
 
-_ENDS_OF_RESPONSES = tuple(
-    b"event: response." + how + b"\n" for how in (b"completed", b"incomplete", b"failed")
+_NAMED_ENDS = tuple(
+    b"event: " + name + b"\n"
+    for name in (b"response.completed", b"response.incomplete", b"response.failed", b"message_stop")
 )
 _ENVELOPE = {"message", "type", "param", "code"}
 
@@ -179,6 +180,10 @@ def _check_envelope(answer: Answer) -> None:
         raise WrongAnswerError(f"status {answer.status} as {answer.content_type!r}: {answer.body[:300]!r}")
     body = _json(answer.body)
     error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict) and body.get("type") == "error":  # in Anthropic's words
+        if not {"type", "message"} <= set(error) or not error["message"]:
+            raise WrongAnswerError(f"status {answer.status} and {error}")
+        return
     if not isinstance(error, dict) or set(error) != _ENVELOPE or set(body) != {"error"}:
         raise WrongAnswerError(f"status {answer.status} without the envelope: {answer.body[:300]!r}")
     if error["code"] != answer.status or not isinstance(error["message"], str) or not error["message"]:
@@ -188,7 +193,7 @@ def _check_envelope(answer: Answer) -> None:
 def _check_stream(answer: Answer) -> None:
     events = [event for event in answer.body.split(b"\n\n") if event and not event.startswith(b":")]
     last = events[-1] if events and answer.body.endswith(b"\n\n") else b""
-    if last != b"data: [DONE]" and not last.startswith(_ENDS_OF_RESPONSES):
+    if last != b"data: [DONE]" and not last.startswith(_NAMED_ENDS):
         raise WrongAnswerError(f"a stream that ends cleanly without its last event: {answer.body[-200:]!r}")
     for event in events:
         if event != b"data: [DONE]":

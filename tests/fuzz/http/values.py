@@ -199,7 +199,7 @@ WHOLE = (
 )
 """Routes that one engine serves whole."""
 
-OTHERS = ("/v1/responses", *WHOLE)
+OTHERS = ("/v1/responses", "/v1/messages", *WHOLE)
 """Routes beside completions and chats."""
 
 
@@ -210,6 +210,10 @@ def other(rng: random.Random, path: str) -> Body:
         case "/v1/responses":
             stream = {"stream": True} if rng.random() < 0.3 else {}
             return {"model": "tiny", "input": words, "max_output_tokens": 2, **stream}
+        case "/v1/messages":
+            stream = {"stream": True} if rng.random() < 0.3 else {}
+            messages = [{"role": "user", "content": words}]
+            return {"model": "tiny", "messages": messages, "max_tokens": 2, **stream}
         case "/invocations":
             return chat(rng) if rng.random() < 0.5 else completion(rng)
         case "/v1/chat/completions/batch":
