@@ -81,7 +81,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
             prefill=2,
             decode=2,
             admin_api_key=request.param,
-            stand_in={"max_model_len": SHORT_TOKENS, "lora_updates": True},
+            stand_in={"max_model_len": SHORT_TOKENS, "lora_updates": True, "scale_out": True},
         )
         with (
             portal.wrap_async_context_manager(context) as pair,

@@ -40,7 +40,7 @@ def description(
     patterns = document["components"].pop("pathItems")
     generating = patterns["Generating"]
     responses = document["components"]["responses"]
-    routes = {dialect.path: _route(dialect, generating) for dialect in dialects}
+    routes = {dialect.path: _route(dialect, generating, patterns["Whole"]) for dialect in dialects}
     asked = document["paths"][EXPLAIN]["post"]["requestBody"]["content"]["application/json"]
     asked["schema"] = {"oneOf": _requests(dialects)}
     named = next(
@@ -56,12 +56,16 @@ def description(
     return document
 
 
-def _route(dialect: Dialect, generating: Mapping[str, Any]) -> dict[str, Any]:
+def _route(dialect: Dialect, generating: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The item of a generating route; one that an engine may not have is refused as those in `whole` are."""
     item: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(generating))
     operation = item["post"]
     operation["operationId"] = re.sub(r"_(\w)", lambda found: found[1].upper(), dialect.name)
     operation["summary"] = dialect.summary
     operation["requestBody"]["content"]["application/json"]["schema"] = dialect.request_schema
+    if dialect.is_optional:
+        refused = {status: whole["post"]["responses"][status] for status in ("403", "404")}
+        operation["responses"] = operation["responses"] | refused
     answer = operation["responses"]["200"]
     answer["description"] = answer["description"].replace("{ending}", dialect.ending)
     answer["content"]["application/json"]["schema"] = dialect.answer_schema

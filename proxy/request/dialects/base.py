@@ -85,6 +85,8 @@ class Dialect(abc.ABC):
     """A JSON schema of errors in its own words; None: they have the one envelope."""
     ending: ClassVar[str]
     """What ends a stream, in Markdown."""
+    is_optional: ClassVar[bool] = False
+    """Whether an engine may not have the route; it says so then, with 403 or 404."""
     default_answer_tokens: ClassVar[int | None]
     """The most tokens of an answer whose request sets no limit; None: as many as fit."""
     max_items: ClassVar[Mapping[str, int]] = {}

@@ -34,6 +34,7 @@ class Generate(OpenAiDialect):
     known_by = "token_ids"
     summary = "Generate token ids from token ids"
     request_schema: ClassVar[Mapping[str, Any]] = {"$ref": "#/components/schemas/GenerateRequest"}
+    is_optional = True
     default_answer_tokens = None
     long_members = ("token_ids",)
     limits = ()
