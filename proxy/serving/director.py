@@ -314,7 +314,7 @@ class Director:
                 call.trace.prompt = Known(len(prompt.token_ids), prompt.block_keys())
         else:
             self._tell(Retried(last.phase, last.instance, last.reason))
-        call.trace.prefill_s = None
+        call.trace.prefill_s = call.trace.prefill_usage = None
         call.trace.placed = self._foreseen(placed) if self._foresees(placed) else None
         self._legs.check_there(placed)
         if placed.one_leg:

@@ -18,7 +18,7 @@ from proxy.errors import DeadlineError, LegBrokenError, LegError, StreamFailedEr
 from proxy.happenings import BlockKeys
 from proxy.headers import Headers
 from proxy.request.deadlines import Goal
-from proxy.request.dialects import Dialect, Failure
+from proxy.request.dialects import Dialect, Failure, Usage
 from proxy.request.generation import GenerationRequest
 from proxy.request.judging import PARAMS, judge, wants_judging, without_params
 from proxy.request.sse import EventCutter, events, only_comments
@@ -73,6 +73,8 @@ class Trace(msgspec.Struct):
     """Of the prompt that was placed last; None if none was, or if its tokens are unknown."""
     placed: "Foreseen | None" = None
     """Of the attempt that began last; None if none did, or if nobody wants to know."""
+    prefill_usage: Usage | None = None
+    """What the prefill leg of that attempt told of the prompt; None if none was answered."""
     prefill_s: float | None = None
     """What the prefill leg of that attempt took; None if none was answered."""
 
@@ -208,16 +210,18 @@ class EngineStream:
         *,
         held: Held = HELD,
         late_close_s: float = LATE_CLOSE_S,
+        recount: Callable[[bytes], bytes] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`chunk_s`: how long the engine may pause between chunks; `late_close_s`: how long it may take to
-        close after its last event.
+        close after its last event; `recount`: what becomes of each run that was judged.
         """
         self._answer = answer
         self._dialect = dialect
         self._chunk_s = chunk_s
         self._most = held
         self._late_close_s = late_close_s
+        self._recount = recount
         self._clock = clock
         self._cutter = EventCutter()
         self._held = self._ready = b""
@@ -278,6 +282,8 @@ class EngineStream:
                 if large:
                     await asyncio.sleep(0)
                 passed, self._failure, self._done = judge(self._dialect, run)
+                if self._recount is not None:
+                    passed = self._recount(passed)
             if self._held:
                 passed, self._held = self._held + passed, b""
             if passed:

@@ -37,6 +37,8 @@ class Usage(msgspec.Struct, frozen=True):
     """The generated tokens of all sequences together."""
     first_token_ms: float | None = None
     """From the step that began it to the first token, as vLLM's `--enable-per-request-metrics` says."""
+    created_tokens: int | None = None
+    """The prompt's tokens that were put into the cache."""
 
 
 class PromptMembers(msgspec.Struct, frozen=True):
@@ -162,6 +164,15 @@ class Dialect(abc.ABC):
     def lacks_model(self, answer: bytes) -> bool:  # noqa: ARG002  # every engine has the route
         """Whether an engine's answer of status 404 says that it does not have the model."""
         return True
+
+    recounts: ClassVar[bool] = False
+    """Whether `recounted` changes anything."""
+
+    def recounted(self, told: bytes, prefill: Usage) -> bytes:  # noqa: ARG002  # most count the prompt alike
+        """An answer, or a run of events, of a decode leg, whose prompt is counted as by the prefill leg: an
+        engine that fetched the blocks has computed none that would be new in its cache.
+        """
+        return told
 
     # -- streams: each is asked of the data of one event, which is never empty ----------------------------
 

@@ -12,7 +12,7 @@ from proxy.request.dialects.base import Dialect, Failure, Shape, Usage
 from proxy.request.dialects.chat import MAX_MESSAGES, MAX_TOOLS, Chat
 from proxy.request.dialects.messages_as_chats import as_chat
 from proxy.request.like_pydantic import truth, whole_number
-from proxy.request.sse import event_of
+from proxy.request.sse import event_of, events, with_data
 
 MAX_JUDGED_BYTES = 4 << 20
 """The most bytes of an answer that are read for a failure."""
@@ -20,6 +20,7 @@ MAX_JUDGED_BYTES = 4 << 20
 MIN_BUDGET_TOKENS = 1024
 """The least budget of thinking that vLLM takes."""
 
+_DELTA = b'"message_delta"'
 _MARKS = re.compile(rb'"(?:message_(?:stop|delta)|error)"')
 """The types of events that end a stream, or may say that it failed. No text has them: its quotes are
 escaped."""
@@ -86,6 +87,8 @@ class _Answer(msgspec.Struct):
 
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_counts = msgspec.json.Decoder(dict[str, int]).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _FIRST_TOKEN = {"stream": msgspec.Raw(b"false"), "max_tokens": msgspec.Raw(b"1")}
@@ -107,6 +110,7 @@ class Messages(Dialect):
     error_schema: ClassVar[Mapping[str, Any] | None] = {"$ref": "#/components/schemas/MessagesError"}
     ending = "an event `message_stop`"
     default_answer_tokens = None
+    recounts = True
     max_items: ClassVar[Mapping[str, int]] = {"messages": MAX_MESSAGES, "tools": MAX_TOOLS}
 
     def __init__(self, chat: Chat) -> None:
@@ -157,7 +161,18 @@ class Messages(Dialect):
         if prompt is not None:
             prompt += (cached or 0) + (created or 0)
         generated = usage.output_tokens if isinstance(usage.output_tokens, int) else None
-        return Usage(prompt, cached, generated)
+        return Usage(prompt, cached, generated, created_tokens=created)
+
+    def recounted(self, told: bytes, prefill: Usage) -> bytes:
+        """As `Dialect`."""
+        if prefill.created_tokens is None:
+            return told
+        if told.startswith(b"{"):
+            return _recounted(told, prefill.created_tokens)
+        return b"".join(
+            with_data(event, _recounted(data, prefill.created_tokens)) if _DELTA in data else event
+            for event, data in events(told)
+        )
 
     def prompt(self, body: Body) -> tuple[Dialect, Body] | None:
         """As `Dialect`."""
@@ -235,6 +250,20 @@ class Messages(Dialect):
         if isinstance(said, str):
             answer["error"]["message"] = said
         return _named(msgspec.json.encode(answer))
+
+
+def _recounted(told: bytes, created: int) -> bytes:
+    """An answer, or the data of an event, of whose prompt so many tokens are cached from now on."""
+    try:
+        members = _decode_members(told)
+        usage = _decode_counts(members.get("usage", b"null"))
+    except _UNREADABLE:
+        return told
+    before = usage.get("cache_creation_input_tokens")
+    if before is None or (moved := created - before) == 0 or (uncached := usage.get("input_tokens")) is None:
+        return told
+    usage |= {"input_tokens": max(0, uncached - moved), "cache_creation_input_tokens": created}
+    return msgspec.json.encode(members | {"usage": usage})
 
 
 def _named(data: bytes) -> bytes:

@@ -3,6 +3,7 @@ retried.
 """
 
 import asyncio
+import functools
 from collections.abc import Callable
 
 from proxy.config import Rules
@@ -200,7 +201,9 @@ class DecodeLegs:
                 else:
                     answer = await self._legs.uploaded(leg, call, sent)
                 if answer.is_event_stream and answer.status == 200:
-                    stream = EngineStream(answer, self._rules.deadlines.chunk_s, call.request.dialect)
+                    stream = EngineStream(
+                        answer, self._rules.deadlines.chunk_s, call.request.dialect, recount=_recount(call)
+                    )
                     if (failure := await stream.begin()) is None:
                         self._produced(custody, chosen.instance)
                         placed.generates()
@@ -223,7 +226,10 @@ class DecodeLegs:
                     elif (failure := call.request.dialect.failure(data)) is not None:
                         reply = as_unary(answer, failure, decision)
                     else:
-                        reply = Reply(200, answer.headers, without_params(data), decision)
+                        kept = without_params(data)
+                        if (recount := _recount(call)) is not None:
+                            kept = recount(kept)
+                        reply = Reply(200, answer.headers, kept, decision)
         except LegError as error:
             leg.over(reason_of(error))
             raise
@@ -250,3 +256,11 @@ class DecodeLegs:
         instance = self._fleet.get(decode)
         if instance is not None and custody.handoff.engine_id is not None:
             instance.pulled_from(custody.handoff.engine_id)
+
+
+def _recount(call: Call) -> Callable[[bytes], bytes] | None:
+    """What counts the prompt in an answer as its prefill leg has; None if that changes nothing."""
+    dialect, usage = call.request.dialect, call.trace.prefill_usage
+    if usage is None or not dialect.recounts:
+        return None
+    return functools.partial(dialect.recounted, prefill=usage)

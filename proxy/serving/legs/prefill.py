@@ -141,7 +141,7 @@ class PrefillLegs:
             self._legs.served(chosen.instance)
         learnt = self._learning.prefilled(placed)
         leg.over(SERVED, learnt, answered=True, first_token_ms=usage.first_token_ms)
-        call.trace.prefill_s = leg.age_s
+        call.trace.prefill_s, call.trace.prefill_usage = leg.age_s, usage
         self._healing.answered(chosen, placed.question, handoff, asked=asked is not None)
         return None
 

@@ -8,9 +8,10 @@ import pytest
 
 from proxy.errors import EngineFailedError, NotFoundError, RateLimitError, UnavailableError
 from proxy.request.body import Body
-from proxy.request.dialects import MESSAGES
+from proxy.request.dialects import MESSAGES, Usage
 from proxy.request.dialects.messages_as_chats import MAX_BYTES, as_chat
 from proxy.request.judging import judge, wants_judging
+from proxy.request.sse import events
 
 HELLO = [{"role": "user", "content": "hello"}]
 CACHED = {"cache_control": {"type": "ephemeral"}}
@@ -186,6 +187,23 @@ def test_what_was_cached_counts_to_the_prompt() -> None:
     for wrong in (b"no answer", b'{"usage": {"input_tokens": -1}}'):
         with pytest.raises(ValueError, match="the answer"):
             MESSAGES.usage(wrong)
+
+
+def test_a_prompt_is_counted_as_its_prefill_leg_has() -> None:
+    prefill = Usage(90, 0, created_tokens=80)
+    counted = {"input_tokens": 90, "output_tokens": 3, "cache_creation_input_tokens": 0}
+    right = {"input_tokens": 10, "output_tokens": 3, "cache_creation_input_tokens": 80}
+    whole = MESSAGES.recounted(json.dumps({"type": "message", "usage": counted}).encode(), prefill)
+    assert json.loads(whole) == {"type": "message", "usage": right}
+    told = START + TEXT + event(type="message_delta", delta={}, usage=counted) + STOP
+    wanted = [
+        *map(json.loads, map(data_of, (START, TEXT))),
+        {"type": "message_delta", "delta": {}, "usage": right},
+    ]
+    assert [json.loads(data) for _, data in events(MESSAGES.recounted(told, prefill))][:3] == wanted
+    for same in (b'{"type":"message"}', b'{"usage":{"input_tokens":5}}', STOP):
+        assert MESSAGES.recounted(same, prefill) == same
+    assert MESSAGES.recounted(told, Usage(90, 0)) == told
 
 
 def event(**members: Any) -> bytes:
