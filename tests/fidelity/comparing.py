@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from scripts.workshop.live.asking import Answer
+import aiohttp
 
 OWN_HEADERS = frozenset(
     {"date", "server", "connection", "keep-alive", "content-length", "transfer-encoding", "vary"}
@@ -18,11 +18,25 @@ ADDED = frozenset({"cache-control", "x-accel-buffering"})
 """What kvproxy adds to streams, so that nothing on the way to the client holds them back."""
 OWN_VALUES = frozenset({"x-request-id"})
 """Headers whose values are ids: only that they are there is compared."""
-IDS = frozenset({"id", "created", "created_at", "completed_at", "system_fingerprint"})
+IDS = frozenset({"id", "created", "created_at", "completed_at", "system_fingerprint", "item_id"})
 """The fingerprint is that of an engine's settings, which prefill and decode engines have others of."""
 
 
-def seen(answer: Answer, *, joined: bool) -> dict[str, Any]:
+class Told(NamedTuple):
+    """An answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+async def told(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> Told:
+    """POST `body`; a stream that is cut raises aiohttp.ClientPayloadError."""
+    async with session.post(url, json=body) as response:
+        return Told(response.status, response.headers, await response.read())
+
+
+def seen(answer: Told, *, joined: bool) -> dict[str, Any]:
     """What a client sees: the status, headers, and the events of a stream or the JSON of another answer.
 
     `joined`: how many tokens stand in one event depends on time: real engines put together what their
@@ -32,7 +46,7 @@ def seen(answer: Answer, *, joined: bool) -> dict[str, Any]:
         events = [_event(event) for event in answer.body.decode().split("\n\n")]
         body: Any = _joined(events) if joined else events
     else:
-        body = _without_ids(answer.json)
+        body = _without_ids(json.loads(answer.body))
     return {"status": answer.status, "headers": _headers(answer.headers), "body": body}
 
 
@@ -75,7 +89,11 @@ def _joined(events: Iterable[Any]) -> list[Any]:
     for event in events:
         index = _choice_index(event)
         if index is None:
-            (last if of_choices else first).append(event)
+            so_far = last if of_choices else first
+            if so_far and _is_more(so_far[-1], event):
+                before, data = so_far.pop()[-1][1], event[-1][1]
+                data["delta"] = _more(before["delta"], data["delta"])
+            so_far.append([*event[:-1], [event[-1][0], _unnumbered(event[-1][1])]])
             continue
         so_far = of_choices.setdefault(index, [])
         if so_far and _goes_on(so_far[-1], event):
@@ -83,6 +101,28 @@ def _joined(events: Iterable[Any]) -> list[Any]:
         else:
             so_far.append(event)
     return first + [event for index in sorted(of_choices) for event in of_choices[index]] + last
+
+
+def _is_more(before: Any, event: Any) -> bool:
+    """Whether a named event brings more of what the one before it brought."""
+    return (
+        len(event) > 1
+        and before[0] == event[0]
+        and isinstance(event[-1][1], dict)
+        and "delta" in event[-1][1]
+        and event[0][1] in {"response.output_text.delta", "content_block_delta"}
+    )
+
+
+def _more(before: Any, delta: Any) -> Any:
+    if isinstance(delta, str):
+        return before + delta
+    return delta | {"text": before["text"] + delta["text"]}
+
+
+def _unnumbered(data: Any) -> Any:
+    """Data without its place among events, of which there may be fewer."""
+    return {k: v for k, v in data.items() if k != "sequence_number"} if isinstance(data, dict) else data
 
 
 def _choice_index(event: Any) -> int | None:

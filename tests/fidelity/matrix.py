@@ -36,11 +36,12 @@ class Route:
     base: Members
     prompt: str
     """The member that is made of text, a new one for each cell."""
+    way: str = "text"
+    """How it is made: of `Made.how`."""
 
     def body(self, text: str, members: Members, *, stream: bool) -> dict[str, Any]:
         """A request whose prompt nobody else asks. A member that is a `Made` is made of the text."""
-        given: Any = [{"role": "user", "content": text}] if self.prompt == "messages" else text
-        body = {**self.base, self.prompt: given, **members}
+        body = {**self.base, self.prompt: Made(self.way), **members}
         if stream:
             body["stream"] = True
         return {name: value.of(text) if isinstance(value, Made) else value for name, value in body.items()}
@@ -56,6 +57,8 @@ class Made:
         """The member's value."""
         ids = [300 + (sum(text.encode()) + 7 * k) % 2000 for k in range(70)]
         made: dict[str, Any] = {
+            "text": text,
+            "one turn": [{"role": "user", "content": text}],
             "ids": ids,
             "id lists": [ids, ids[5:], ids[10:60]],
             "texts": [text, f"another {text}", f"a third {text}"],
@@ -67,15 +70,28 @@ class Made:
                 {"role": "assistant", "content": "an answer"},
                 {"role": "user", "content": "and a question"},
             ],
+            "items": [
+                {"role": "user", "content": [{"type": "input_text", "text": text}]},
+                {"role": "user", "content": "and a question"},
+            ],
+            "blocks": [
+                {"role": "user", "content": [{"type": "text", "text": text}]},
+                {"role": "assistant", "content": "an answer"},
+                {"role": "user", "content": "and a question"},
+            ],
             "unfinished": [{"role": "user", "content": text}, {"role": "assistant", "content": "It begins"}],
         }
         return made[self.how]
 
 
 _GREEDY: Members = {"model": "tiny", "temperature": 0, "max_tokens": 8}
-CHAT = Route("chat", "/v1/chat/completions", _GREEDY, "messages")
+CHAT = Route("chat", "/v1/chat/completions", _GREEDY, "messages", "one turn")
 COMPLETIONS = Route("completions", "/v1/completions", _GREEDY, "prompt")
-ROUTES = (CHAT, COMPLETIONS)
+RESPONSES = Route(
+    "responses", "/v1/responses", {"model": "tiny", "temperature": 0, "max_output_tokens": 8}, "input"
+)
+MESSAGES = Route("messages", "/v1/messages", _GREEDY, "messages", "one turn")
+ROUTES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +101,8 @@ class Feature:
     name: str
     chat: Members | None = None
     completions: Members | None = None
+    responses: Members | None = None
+    messages: Members | None = None
     unary: Served = Served.LEGS
     stream: Served = Served.LEGS
     prompts: int = 1
@@ -112,7 +130,7 @@ _SCHEMA = {
     "required": ["ok"],
     "additionalProperties": False,
 }
-_FUNCTION = {"name": "look", "description": "Looks something up.", "parameters": _SCHEMA, "strict": True}
+_FUNCTION = {"name": "look", "description": "Looks something up.", "parameters": _SCHEMA}
 _TOOLS: Members = {"tools": [{"type": "function", "function": _FUNCTION}], "max_tokens": 60}
 _CALL = '<tool_call>\n{"name": "look", "arguments": {"ok": true}}\n</tool_call>'
 _NAMED = {"type": "function", "function": {"name": "look"}}
@@ -124,11 +142,23 @@ _NOTHING = "there is nothing for a decode engine to add"
 _BEAMS = "a beam search makes several sequences, of which one would be handed over; engines refuse streamed completions of it"
 _STREAMED = "engines take it in streams only"
 
+_STOP: Members = {"stop": ["e", "a"], "max_tokens": 30}
+_ALPHA: Members = {"model": "alpha"}
+_SALT: Members = {"cache_salt": "salt"}
+_ONE: Members = {"max_tokens": 1}
 FEATURES = (
-    _both("plain", NONE),
-    _both("one token", {"max_tokens": 1}),
+    Feature("plain", NONE, NONE, NONE, NONE),
+    Feature("one token", _ONE, _ONE, {"max_output_tokens": 1}, _ONE),
+    Feature(
+        "instructions, or a system prompt", None, None, {"instructions": "Be brief."}, {"system": "Be brief."}
+    ),
     Feature("max_completion_tokens", {"max_completion_tokens": 5}),
-    Feature("a conversation, content in parts", {"messages": Made("turns")}),
+    Feature(
+        "a conversation, content in parts",
+        {"messages": Made("turns")},
+        responses={"input": Made("items")},
+        messages={"messages": Made("blocks")},
+    ),
     Feature("tools, tool_choice none", {**_TOOLS, "tool_choice": "none", "max_tokens": 8}),
     Feature("tools, tool_choice auto", {**_TOOLS, "max_tokens": 8}),
     Feature("a tool is called, tool_choice auto", {**_TOOLS, "structured_outputs": {"choice": [_CALL]}}),
@@ -180,7 +210,7 @@ FEATURES = (
         why=_BEAMS,
         unstreamed="completions",
     ),
-    _both("stop", {"stop": ["e", "a"], "max_tokens": 30}),
+    Feature("stop", _STOP, _STOP, None, {"stop_sequences": ["e", "a"], "max_tokens": 30}),
     _both(
         "stop, kept in the answer", {"stop": ["e", "a"], "max_tokens": 30, "include_stop_str_in_output": True}
     ),
@@ -191,6 +221,10 @@ FEATURES = (
     _both("bad_words", {"bad_words": ["the"]}),
     _both("penalties", {"presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2}),
     _both("seed", {**_SAMPLED, "top_p": 0.9, "top_k": 50, "min_p": 0.01}),
+    Feature("top_p, top_k", None, None, {"top_p": 0.9, "top_k": 50}, {"top_p": 0.9, "top_k": 50}),
+    Feature("metadata", None, None, {"metadata": {"a": "b"}}, {"metadata": {"user_id": "somebody"}}),
+    Feature("store true, at engines that store nothing", None, None, {"store": True}),
+    Feature("store false", None, None, {"store": False}),
     _both(
         "stream_options with usage",
         {"stream_options": {"include_usage": True}},
@@ -226,8 +260,8 @@ FEATURES = (
     Feature("a list of texts, n", None, {"prompt": Made("texts"), "n": 2, **_SAMPLED}, prompts=3),
     Feature("a list of texts, echo", None, {"prompt": Made("texts"), "echo": True}, prompts=3),
     Feature("a list of texts, logprobs", None, {"prompt": Made("texts"), "logprobs": 2}, prompts=3),
-    _both("LoRA", {"model": "alpha"}),
-    _both("cache_salt", {"cache_salt": "salt"}),
+    Feature("LoRA", _ALPHA, _ALPHA, _ALPHA, _ALPHA),
+    Feature("cache_salt", _SALT, _SALT, _SALT),
     _both("truncate_prompt_tokens", {"truncate_prompt_tokens": 50}),
     Feature(
         "continue_final_message",
@@ -275,17 +309,27 @@ class Other:
     why: str
 
 
-CREATED = Other(
-    "usage.prompt_tokens_details.created_cache_tokens",
-    "chats by two legs",
-    "it is what the answering engine added to its cache: 0 at a decode engine, which was given the blocks",
+_GIVEN = (
+    "it is what the answering engine added to its cache: 0 at a decode engine, which was given the blocks"
 )
+CREATED = {
+    "chat": (Other("usage.prompt_tokens_details.created_cache_tokens", "chats by two legs", _GIVEN),),
+    "responses": (Other("usage.input_tokens_details.cache_write_tokens", "responses by two legs", _GIVEN),),
+    "messages": (
+        Other("usage.cache_creation_input_tokens", "messages by two legs", _GIVEN),
+        Other(
+            "usage.input_tokens",
+            "messages by two legs",
+            "vLLM takes off what it added to its cache; the two together are a plain engine's",
+        ),
+    ),
+}
 OF_LISTS = Other(
     "usage.prompt_tokens_details.cached_tokens",
     "lists of several prompts",
     "kvproxy adds up the cached tokens of all prompts, of which a plain engine tells the last one's",
 )
-OTHERS = (CREATED, OF_LISTS)
+OTHERS = (*(other for others in CREATED.values() for other in others), OF_LISTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +357,7 @@ class Cell:
         """What is not a plain engine's in its answer."""
         if self.served is not Served.LEGS:
             return ()
-        return (OF_LISTS,) if self.feature.prompts > 1 else (CREATED,) if self.route is CHAT else ()
+        return (OF_LISTS,) if self.feature.prompts > 1 else CREATED.get(self.route.name, ())
 
     @property
     def body(self) -> dict[str, Any]:

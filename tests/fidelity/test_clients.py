@@ -13,6 +13,7 @@ import pytest
 
 from scripts.workshop.checkout import ROOT
 from scripts.workshop.engines.engine import Installation
+from tests import fleets
 from tests.fidelity.conftest import Sides
 
 WAIT_S = 110
@@ -39,14 +40,12 @@ def test_a_client_is_told_the_same(sides: Sides, name: str) -> None:
     assert all(got[what] for what in got if what != "forced" or not sides.real), got
 
 
-@pytest.mark.real
-@pytest.mark.timeout(2 * WAIT_S + 60)
+@pytest.mark.timeout(fleets.START_S)
+@pytest.mark.parametrize("sides", [pytest.param("real", marks=pytest.mark.real)], indirect=True)
 @pytest.mark.parametrize(
     ("backend", "path"), [("openai", "/v1/completions"), ("openai-chat", "/v1/chat/completions")]
 )
 def test_vllm_bench_serves_its_load(sides: Sides, backend: str, path: str, tmp_path: pathlib.Path) -> None:
-    if not sides.real:
-        pytest.skip("the bench comes with the engine")
     install = Installation.default()
     words = [str(install.vllm), "bench", "serve", "--backend", backend, "--base-url", sides.proxy.url]
     words += ["--endpoint", path, "--model", "tiny", "--tokenizer", str(install.model), "--ignore-eos"]
