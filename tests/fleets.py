@@ -31,7 +31,7 @@ def specs() -> list[EngineSpec]:
         decode=2,
         lease_s=LEASE_S,
         loras=(ADAPTER,),
-        env=(("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1"),),
+        env=(("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1"), ("VLLM_ENABLE_RESPONSES_API_STORE", "1")),
         flags=("--enable-request-id-headers", "--enable-server-load-tracking"),
     )
     limits = (f"--max-num-queued-reqs={QUEUED_REQUESTS}", f"--max-num-queued-tokens={QUEUED_TOKENS}")

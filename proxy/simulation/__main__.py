@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--root", metavar="PATH", help="the model's directory, as /v1/models tells it")
     add("--vllm-version", default=VERSION, metavar="V", help="the release it says it is")
     add("--lora", action="append", default=[], metavar="NAME", help="an adapter to serve; may be repeated")
+    add("--responses-store", action="store_true", help="responses are stored, to be fetched and built upon")
     add("--lora-updates", action="store_true", help="adapters can be loaded and unloaded under way")
     add(
         "--role",
@@ -139,6 +140,7 @@ def config_of(args: argparse.Namespace) -> StandInConfig:
         root=args.root,
         loras=tuple(args.lora),
         lora_updates=args.lora_updates,
+        responses_store=args.responses_store,
         connector=args.role != "plain",
         ranks=args.ranks,
         block_size=args.block_size,

@@ -1,6 +1,6 @@
 """The official client works with nothing changed but its base URL."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import openai
 import pytest
@@ -72,3 +72,45 @@ async def test_errors_are_the_clients_own_types(client: openai.AsyncOpenAI) -> N
         await client.completions.create(model="no-such-model", prompt="x")
     with pytest.raises(openai.BadRequestError):
         await client.completions.create(model="tiny", prompt="x", temperature=-1)
+
+
+async def test_response(client: openai.AsyncOpenAI, direct: openai.AsyncOpenAI) -> None:
+    async def say(to: openai.AsyncOpenAI) -> tuple[str, str]:
+        first = await to.responses.create(
+            model="tiny", input=prose(60, "client response"), temperature=0, max_output_tokens=20
+        )
+        second = await to.responses.create(
+            model="tiny",
+            input="and then?",
+            previous_response_id=first.id,
+            temperature=0,
+            max_output_tokens=20,
+        )
+        assert (await to.responses.retrieve(second.id)).output_text == second.output_text
+        return first.output_text, second.output_text
+
+    assert await say(client) == await say(direct)
+
+
+async def test_streamed_response(client: openai.AsyncOpenAI, direct: openai.AsyncOpenAI) -> None:
+    async def say(to: openai.AsyncOpenAI) -> tuple[Sequence[str], str]:
+        async with to.responses.stream(
+            model="tiny",
+            input=[{"role": "user", "content": prose(60, "client response stream")}],
+            instructions="Be brief.",
+            temperature=0,
+            max_output_tokens=20,
+        ) as stream:
+            kinds = [event.type async for event in stream]
+            return kinds, (await stream.get_final_response()).output_text
+
+    assert await say(client) == await say(direct)
+
+
+async def test_an_unknown_response(client: openai.AsyncOpenAI, direct: openai.AsyncOpenAI) -> None:
+    async def error(to: openai.AsyncOpenAI) -> object:
+        with pytest.raises(openai.NotFoundError) as refused:
+            await to.responses.retrieve("resp_none")
+        return refused.value.body
+
+    assert await error(client) == await error(direct)

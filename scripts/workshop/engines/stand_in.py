@@ -86,6 +86,8 @@ def command(spec: EngineSpec) -> list[str]:
         words += ["--lora", name]
     if dict(spec.env).get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
         words.append("--lora-updates")
+    if dict(spec.env).get("VLLM_ENABLE_RESPONSES_API_STORE") == "1":
+        words.append("--responses-store")
     for flag in spec.flags:
         if flag.split("=")[0] in _SAME_WORDS:
             words.append(flag)
