@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,6 +95,10 @@ class Scene:
                 instance.is_followed({rank: Feed() for rank in range(1 + number % 2)})
                 instance.came_up()
                 self.fleet.add(instance)
+
+    def ranks(self, address: str) -> Sequence[int]:
+        instance = self.fleet.get(address)
+        return () if instance is None else instance.ranks
 
     def happens(self, what: str, number: int, amount: int) -> None:
         instance = self.fleet.get(f"i{number}:1")
@@ -282,6 +287,50 @@ def test_least_ms_chooses_the_same_for_retries_within_limits_and_with_goals(
         assert chosen(shown.decode) == chosen(followed.decode)
         assert shown.bypass == followed.bypass
         assert not followed.pairs.pairs or not followed.admissible, "not all pairs are looked at"
+
+
+def test_of_equal_pairs_both_forms_draw_the_same_one() -> None:
+    scene = Scene(LeastMs, Admission(), [True, True, True, True, False, False])
+    for address, phase in (("i3:1", Phase.DECODE), ("i2:1", Phase.DECODE), ("i1:1", Phase.PREFILL)):
+        for rank in reversed(range(len(scene.ranks(address)))):
+            scene.fleet.claim(address, rank, phase, 10).end()
+    drawn = set()
+    for _ in range(40):
+        shown, followed = scene.decide(ask(None, whole=True), NOTHING_KEPT)
+        one = chosen(followed.decode)
+        assert one is not None
+        assert chosen(shown.decode) == one
+        drawn.add((one.instance, one.rank))
+        shown, followed = scene.decide(ask(None), NOTHING_KEPT, frozenset({"i2:1", "i3:1"}))
+        one = chosen(followed.prefill)
+        assert one is not None
+        assert chosen(shown.prefill) == one
+        assert chosen(shown.decode) == chosen(followed.decode)
+        drawn.add((one.instance, one.rank))
+    assert {instance for instance, _ in drawn} == {"i0:1", "i1:1", "i2:1", "i3:1"}, "all are drawn"
+
+
+@pytest.mark.parametrize("tier", ["GPU", "CPU"])
+@pytest.mark.parametrize("failed", [NOBODY, frozenset({"i3:1"})])
+@pytest.mark.parametrize("limits", [Admission(), Admission(max_prefill_tokens=10**6)])
+def test_a_goal_leads_both_forms_from_an_idle_cache_to_one_that_is_waited_for(
+    failed: frozenset[str], limits: Admission, tier: str
+) -> None:
+    scene = Scene(LeastMs, limits, [True, True, True, True, False, False])
+    number = 5 if tier == "CPU" else 4
+    scene.happens("cached", 0, number)
+    scene.fleet.claim("i0:1", 0, Phase.PREFILL, 10, timing=Timing(lambda: scene.now, 6.0))
+
+    def place(left_ms: int | None) -> str:
+        shown, followed = scene.decide(ask(PROMPTS[number % 4]), NOTHING_KEPT, failed, left_ms)
+        one = chosen(followed.prefill)
+        assert one is not None
+        assert chosen(shown.prefill) == one
+        return one.instance
+
+    assert place(None) != "i0:1"
+    assert place(10_000) == "i0:1"
+    assert place(1) != "i0:1"
 
 
 def chosen(pick: Pick) -> Candidate | None:
