@@ -1,6 +1,6 @@
 """LangChain's ChatOpenAI, unchanged but for its base URL.
 
-Prints a line of JSON. Usage: python -m tests.fidelity.clients.langchain_client URL [--free]
+Prints a line of JSON for each URL. Usage: python -m tests.fidelity.clients.langchain_client URL URL [--free]
 With --free nothing is asked that a grammar forces: a model that was never trained comes to no end there.
 """
 
@@ -57,4 +57,5 @@ def tools_loop(model: ChatOpenAI, question: HumanMessage) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1] + "/v1", forced="--free" not in sys.argv)))
+    for url in sys.argv[1:3]:
+        print(json.dumps(main(f"{url}/v1", forced="--free" not in sys.argv)))

@@ -1,6 +1,6 @@
 """LiteLLM, unchanged but for its base URL.
 
-Prints a line of JSON. Usage: python -m tests.fidelity.clients.litellm_client URL [--free]
+Prints a line of JSON for each URL. Usage: python -m tests.fidelity.clients.litellm_client URL URL [--free]
 With --free nothing is asked that a grammar forces: a model that was never trained comes to no end there.
 """
 
@@ -14,7 +14,7 @@ import litellm
 from tests.fidelity.clients.openai_client import LOOK, TALK
 
 
-def main(base_url: str, *, forced: bool) -> dict[str, Any]:
+def main(base_url: str, runner: asyncio.Runner, *, forced: bool) -> dict[str, Any]:
     """What the client was told."""
     told: Any = {"api_base": base_url, "api_key": "none", "temperature": 0, "max_retries": 0, "timeout": 60}
     chat: Any = told | {"model": "hosted_vllm/tiny", "messages": TALK, "max_tokens": 12}
@@ -23,7 +23,7 @@ def main(base_url: str, *, forced: bool) -> dict[str, Any]:
     text = litellm.text_completion(
         model="text-completion-openai/tiny", prompt="Once upon a time", max_tokens=12, **told
     )
-    later = asyncio.run(litellm.acompletion(**chat))
+    later = runner.run(litellm.acompletion(**chat))
     return {
         "chat": answer.choices[0].message.content,
         "usage": [answer.usage.prompt_tokens, answer.usage.completion_tokens],
@@ -54,4 +54,6 @@ def refused(chat: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1] + "/v1", forced="--free" not in sys.argv)))
+    with asyncio.Runner() as one_loop:  # which the client keeps its connections for
+        for url in sys.argv[1:3]:
+            print(json.dumps(main(f"{url}/v1", one_loop, forced="--free" not in sys.argv)))
