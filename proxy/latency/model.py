@@ -53,6 +53,10 @@ WAITED_STEPS = 0.5
 CUT_WEIGHT = 0.1
 """What a time teaches that was cut where legs may have shared a step: its tokens are off by an eighth."""
 
+SHARED_EVERY, SHARED_WEIGHT = 8, 0.1
+"""Of times beside requests of others, in which they may have had prompts computed, one of so many is learned,
+with so much weight. Where others are always there these are all that there is; elsewhere they are few."""
+
 MIN_PREDICTED_MS = 1e-3
 """No step takes less, whatever was fitted: what was generated in a time is counted in steps."""
 
@@ -127,6 +131,8 @@ class LatencyModel:
         """Of each instance by rank: ranks have queues of their own."""
         self._met: dict[str, set[str]] = {}
         self._handshakes: deque[float] = deque(maxlen=MAX_HANDSHAKES)
+        self._shared = 0
+        """Times beside requests of others that came."""
         self._lined_up = (_LinedUp(), _LinedUp())
         """For prefill, and for steps."""
 
@@ -343,7 +349,13 @@ class LatencyModel:
                 waited = WAITED_STEPS if served.idle else 0.0
                 ms = max(ms - (steps + waited) * served.beside_ms, MIN_SHARE * ms)
             features = (steps, served.uncached_tokens, served.attended, float(served.idle))
-            self._prefill.learn(instance, features, ms, 1.0 if served.whole else CUT_WEIGHT)
+            weight = 1.0 if served.whole else CUT_WEIGHT
+            if served.shared:
+                self._shared += 1
+                if self._shared % SHARED_EVERY:
+                    continue
+                weight = min(weight, SHARED_WEIGHT)
+            self._prefill.learn(instance, features, ms, weight)
 
     def unknown_work(self, instance: str, began_at: float, until: float, *, rank: int = 0) -> None:
         """The engine may have worked between these times on what is told in no leg."""

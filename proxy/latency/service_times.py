@@ -11,7 +11,8 @@ departures, from the later of a leg's arrival and the end before it. Three thing
   `--enable-per-request-metrics`, which counts from there), that is taken instead of the arrival.
 
 What nobody knows to have been computed makes a time worthless: a leg that failed or was left, a prompt of
-unknown tokens, requests of other routers. Times that overlap such work are dropped.
+unknown tokens. Times that overlap such work are dropped. Beside requests of other routers a time may have had
+some of their work in it: it is told as shared.
 """
 
 import msgspec
@@ -64,6 +65,8 @@ class Served(msgspec.Struct, frozen=True):
     whole: bool = True
     """Whether no more and no less was done in the time; False if it was cut where legs may have shared a
     step."""
+    shared: bool = False
+    """Whether others' requests were there, whose prompts may have been computed meanwhile."""
     beside_ms: float = 0.0
     """As of the legs, on average. If the engine was idle but for streams, half of such a step is in the time
     once more: a leg waits for the end of the one under way."""
@@ -79,6 +82,7 @@ class _Ended:
         "ended_at",
         "idle",
         "legs",
+        "shared",
         "start",
         "tokens",
         "told",
@@ -92,6 +96,7 @@ class _Ended:
         """When the first of them came, or was begun if that is told of all."""
         self.told = True
         self.whole = True
+        self.shared = False
         self.legs = self.tokens = 0
         self.attended = 0.0
         self.beside = 0.0
@@ -108,6 +113,7 @@ class _Ended:
 
     def append(self, later: "_Ended") -> None:
         self.ended_at = later.ended_at
+        self.shared |= later.shared
         self.legs += later.legs
         self.tokens += later.tokens
         self.attended += later.attended
@@ -151,8 +157,9 @@ class ServiceTimes:
             # It ends when it would have on an idle engine, or its own work after the end before it.
             idle = not told and start + min(overhead_ms, MAX_OVERHEAD_MS) / 1000 > self._last_end
             began_at = start if idle else max(start, self._last_end)
-            if began_at >= max(self._unknown_until, self._foreign_until):
+            if began_at >= self._unknown_until:
                 self._step = _Ended(began_at, idle=idle)
+                self._step.shared = began_at < self._foreign_until
                 self._step.add(leg, uncached, start, told=told)
         self._last_end = max(self._last_end, leg.ended_at)
         if others == 0:
@@ -186,7 +193,7 @@ class ServiceTimes:
             return []
         ms = (group.ended_at - group.began_at) * 1000
         beside_ms = group.beside / group.legs
-        return [Served(ms, group.tokens, group.attended, group.idle, group.whole, beside_ms)]
+        return [Served(ms, group.tokens, group.attended, group.idle, group.whole, group.shared, beside_ms)]
 
     def unknown(self, began_at: float, until: float) -> None:
         """The engine may have worked between these times on what nobody knows."""
@@ -205,7 +212,9 @@ class ServiceTimes:
         )
         self._scraped_at = at
         if requests > own:
-            self._drop(at - gap, at)
+            for ended in (self._before, self._step):
+                if ended is not None and _overlaps(ended, at - gap, at):
+                    ended.shared = True
             self._foreign_until = at + 2 * gap
         else:
             self._foreign_until = min(self._foreign_until, at)

@@ -1,7 +1,8 @@
 """What runs on a rank is turned into milliseconds in one place, for a policy that reads them.
 
 Own claims are known exactly. Of what other routers send an engine's gauges tell the number of requests alone:
-each of these counts as one of ours does on average.
+each of these counts as one of ours does on average, those that wait as of the last reading, and those that
+are generated for as of the last ones on average.
 """
 
 from typing import NamedTuple, Self
@@ -22,6 +23,16 @@ QUIET_KV_USE = 0.25
 MAX_GAUGES_AGE_S = 10.0
 """Gauges that are older say nothing any more."""
 
+USUALLY_THERE_S = 16.0
+"""How long it is looked back for how many requests of others are usually there. A single reading tells what
+is over before an answer is, and of contexts, which differ by far, no more than their number. Where two
+kvproxies share 8 instances that do both (a trace of chats, three times its arrivals) it cost a twentieth of
+the time to the first token; what is usual costs none, and where another router knows three of the eight only,
+first tokens come a tenth sooner by it than without any gauges."""
+
+FEW = 0.1
+"""Fewer requests of others than this are none."""
+
 
 class Ahead(msgspec.Struct, frozen=True, gc=False):
     """What a rank is predicted to have before it."""
@@ -41,21 +52,27 @@ class _Told(NamedTuple):
 
     gauges: Gauges
     foreign: float
-    """Requests of others."""
+    """Requests of others, as many as usual."""
     waiting: float
-    """Those of them that wait."""
+    """Those of them that wait now."""
     context_tokens: float
     """The contexts of our answers there then."""
     quiet: bool
     """Whether they tell of nobody else, and of a cache that is far from full."""
 
     @classmethod
-    def of(cls, gauges: Gauges, ranks: int, context_tokens: float) -> Self:
-        """What gauges say that are seen for the first time."""
-        foreign = gauges.foreign
-        waiting = min(foreign, gauges.waiting)
+    def of(cls, gauges: Gauges, ranks: int, context_tokens: float, before: Self | None) -> Self:
+        """What gauges say that are seen for the first time; `before`: what the last ones said."""
+        now = gauges.foreign / ranks
+        waiting = min(now, gauges.waiting / ranks)
+        foreign = now
+        if before is not None:
+            passed_s = gauges.at - before.gauges.at
+            foreign = before.foreign + min(passed_s / USUALLY_THERE_S, 1.0) * (now - before.foreign)
+            if not now and foreign < FEW:
+                foreign = 0.0
         quiet = not foreign and gauges.kv_use < QUIET_KV_USE
-        return cls(gauges, foreign / ranks, waiting / ranks, context_tokens, quiet)
+        return cls(gauges, foreign, waiting, context_tokens, quiet)
 
 
 class Outlook:
@@ -82,7 +99,7 @@ class Outlook:
             return Ahead(wait_ms, streams, context, 0.0)
         told = self._told.get(rank.at)
         if told is None or told.gauges is not gauges:
-            told = self._told[rank.at] = _Told.of(gauges, len(rank.instance.ranks), context)
+            told = self._told[rank.at] = _Told.of(gauges, len(rank.instance.ranks), context, told)
         if told.quiet:
             return Ahead(wait_ms, streams, context, 0.0)
         if now - gauges.at > MAX_GAUGES_AGE_S:

@@ -240,6 +240,18 @@ def test_the_load_of_other_routers_does_not_fool_it(truth: Truth) -> None:
     assert model.fitted()[0].observations > 200
 
 
+@pytest.mark.parametrize("truth", [SERIAL, BATCHING], ids=["serial", "batching"])
+def test_an_instance_where_others_are_always_there_is_learned_all_the_same(truth: Truth) -> None:
+    """A seventh of the prompts are theirs, and they have answers generated there at any time."""
+    rng = random.Random(11)
+    model = model_of("p")
+    for each in worked(poisson(rng, truth, 3000, 0.5), truth, 11):
+        model.gauges("p", each.ended_at, requests=9, own=1)
+        if rng.random() < 0.85:
+            model.leg_ended("p", as_leg(each))
+    assert error(model, truth) < 0.15
+
+
 def test_what_an_engine_decodes_beside_is_not_prefill() -> None:
     """Each step of an instance that does both takes 20 ms longer for the streams there, and a prompt waits
     for the end of the step that is under way as it comes."""

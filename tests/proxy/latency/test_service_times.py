@@ -28,6 +28,10 @@ class Engine:
         self.leg(2000.0, 2001.0)
         return [(round(each.ms, 3), each.uncached_tokens, each.idle) for each in self.told]
 
+    def times_of(self, *, shared: bool) -> list[float]:
+        """Milliseconds of those beside requests of others, or of the rest."""
+        return [round(each.ms, 3) for each in self.told if each.shared == shared]
+
 
 def test_a_leg_alone_took_its_own_time_with_the_overhead_in_it() -> None:
     engine = Engine()
@@ -129,7 +133,7 @@ def test_times_that_overlap_what_nobody_knows_are_not_told(unknown: dict[str, ob
     assert engine.rest() == [(100, 100, True), (200, 100, False)]
 
 
-def test_requests_of_other_routers_make_times_worthless_until_they_are_gone() -> None:
+def test_times_beside_requests_of_other_routers_are_shared_until_these_are_gone() -> None:
     engine = Engine()
     engine.times.gauges(0.0, requests=0, own=0)
     engine.leg(0.1, 0.2)
@@ -141,15 +145,19 @@ def test_requests_of_other_routers_make_times_worthless_until_they_are_gone() ->
     engine.times.gauges(3.0, requests=1, own=1)
     engine.leg(2.9, 3.3)
     engine.leg(3.1, 3.5)
-    assert engine.rest() == [(100, 100, True), (200, 100, False)]
+    engine.rest()
+    assert engine.times_of(shared=False) == [100, 200]
+    assert engine.times_of(shared=True) == [200, 800, 100, 400]
 
 
 def test_an_engine_that_is_asked_no_more_is_trusted_again() -> None:
     engine = Engine()
     engine.times.gauges(1.0, requests=5, own=0)
     engine.leg(2.0, 2.1)
-    engine.leg(20.0, 20.1)
-    assert engine.rest() == [(100, 100, True)]
+    engine.leg(20.0, 20.2)
+    engine.rest()
+    assert engine.times_of(shared=True) == [100]
+    assert engine.times_of(shared=False) == [200]
 
 
 LEGS = st.lists(

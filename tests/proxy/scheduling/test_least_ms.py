@@ -307,6 +307,33 @@ def test_a_slot_that_another_router_has_taken_is_not_free() -> None:
     assert [scene.place(None, "alpha")[1] for _ in range(3)] == ["b1:1"] * 3
 
 
+def test_what_others_usually_have_there_counts_and_no_single_reading() -> None:
+    scene = Scene(Role.BOTH)
+    question = Question("m", Prompt(PROMPT), 2000)
+
+    def sequences(running: int, waiting: int = 0) -> tuple[float, bool]:
+        scene.now += 1
+        scene.instance("b0:1").told_gauges(Gauges(scene.now, running, waiting, 0.1, own=0))
+        shown = scene.placement.decide(question).decode.candidates[0].candidate
+        return shown.sequences, shown.wait_ms > 0
+
+    scene.place(None)  # tells what a request usually is
+    scene.now += 60
+    own, _ = sequences(0)
+    once, waits = sequences(16, 8)
+    assert once == pytest.approx(own + 24 / 16)
+    assert waits, "those that wait do so now"
+    less, waits = sequences(0)
+    assert own < less < once
+    assert not waits
+    for _ in range(80):
+        usual, _ = sequences(8)
+    assert usual == pytest.approx(own + 8, rel=0.02)
+    for _ in range(80):
+        usual, _ = sequences(0)
+    assert usual == own, "who is there no more is forgotten"
+
+
 def test_an_instance_whose_cache_is_nearly_full_gets_nothing_while_others_have_room() -> None:
     scene = Scene(Role.PREFILL, Role.DECODE, Role.DECODE)
     scene.instance("d1:1").told_gauges(Gauges(scene.now, 1, 0, 0.97, own=1))
