@@ -183,6 +183,12 @@ class LatencyModel:
         """How many steps compute so many tokens: the fixed cost is paid in each."""
         return 1 if tokens <= self._chunk_tokens else math.ceil(tokens / self._chunk_tokens)
 
+    def beside_ms(self, tokens: float, step_ms: float, wait_ms: float) -> float:
+        """What a prompt takes longer where answers are generated, a step for which takes `step_ms`: one for
+        each of its own steps, and the rest of the one under way where no prompts are computed before it.
+        """
+        return (self.steps(tokens) + (0.0 if wait_ms > 0 else WAITED_STEPS)) * step_ms
+
     def prefill_ms_of(
         self, instances: Sequence[str], uncached_tokens: Sequence[float], prompt_tokens: float
     ) -> list[float]:

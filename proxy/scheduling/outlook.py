@@ -144,7 +144,7 @@ class Outlook:
         work_ms = latency.prefill_ms(instance, uncached_tokens, prompt_tokens)
         if generates and candidate.sequences:
             step_ms = latency.step_ms(instance, candidate.sequences, candidate.context_tokens)
-            work_ms += latency.steps(uncached_tokens) * step_ms
+            work_ms += latency.beside_ms(uncached_tokens, step_ms, candidate.wait_ms)
         self._claims += 1
         share = max(USUAL_SHARE, 1 / self._claims)
         self._usual_work_ms += share * (work_ms - self._usual_work_ms)

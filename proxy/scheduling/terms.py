@@ -6,7 +6,8 @@ For a prompt of `n` tokens, `u` of which are computed, in milliseconds:
         time   wait_p + prefill_p(u, n) + overhead + handshake + transfer + wait_d + step_d
         price  time + cache_p + decode_d
     all of it on one instance
-        time   wait + prefill(u, n) + overhead + a step of the others for each part of the prompt
+        time   wait + prefill(u, n) + overhead + a step of the others for each part of the prompt, and half
+               of the one under way if no prompt waits there
         price  time + cache + stall + decode
 
     cache    LOST_SHARE of the prefill: what is computed pushes something else out of that cache, which will
@@ -164,14 +165,15 @@ class _Pairs:
         self, side: Side, answer: _Answer, prompt: _Prompt, places: Sequence[int], *, first: bool
     ) -> None:
         """All of the request on the candidates at some places; `first`: which are those for prefill."""
-        steps = self._sides.latency.steps
+        beside_ms = self._sides.latency.beside_ms
         prefill_ms, computing = prompt
         step_ms, _, answering = answer
         prices, uncached, serves_all = self._prices, side.uncached_tokens, side.serves_all
+        wait_ms = side.wait_ms
         for place in places:
             price = computing[place] + answering[place]
             if others := side.sequences[place]:
-                price += steps(uncached[place]) * step_ms[place]
+                price += beside_ms(uncached[place], step_ms[place], wait_ms[place])
                 price += _stalled(others, prefill_ms[place], serves_all=serves_all[place])
             prices.append(price)
         self._pairs += [(place, NONE) if first else (NONE, place) for place in places]
@@ -260,7 +262,7 @@ class Terms(msgspec.Struct, frozen=True):
     """Until the decode instance comes to it; 0 where one instance does both."""
     step_ms: float
     """The step that makes the first token; where one instance does both, the steps of others' answers between
-    the parts of its prompt."""
+    the parts of its prompt, and before it."""
     cache_price_ms: float
     """What is pushed out of the cache there."""
     stall_price_ms: float
@@ -298,7 +300,7 @@ def terms_of(pair: Pair, view: View) -> Terms:
     prefill_ms = latency.prefill_ms(p.instance, uncached + p.reload_cost_tokens, n)
     longer_ms = latency.step_ms(d.instance, others + 1, d.context_tokens + n)
     step_ms = latency.step_ms(d.instance, others, d.context_tokens) if others else longer_ms
-    beside_ms = latency.steps(uncached) * step_ms if others else 0.0
+    beside_ms = latency.beside_ms(uncached, step_ms, p.wait_ms) if others else 0.0
     fetched = n if d.uncached_tokens is None else d.uncached_tokens
     return Terms(
         wait_ms=p.wait_ms,

@@ -31,7 +31,7 @@ from proxy.scheduling.terms import (
     STALL_SHARE,
     terms_of,
 )
-from proxy.scheduling.types import Candidate, View
+from proxy.scheduling.types import Candidate, Pair, View
 from tests.helpers.candidates import candidate
 
 PROFILE = Profile(
@@ -63,7 +63,9 @@ def plain_price(p: Candidate, d: Candidate, n: int, met: bool) -> float:
     price += FULL_MS * (max(d.kv_use - FULL_FROM, 0) / (1 - FULL_FROM)) ** 2
     if p.instance == d.instance:
         share = STALL_SHARE if p.serves_all else BYPASS_SHARE
-        parts = max(1, math.ceil(u / PROFILE.chunk_tokens)) if d.sequences else 0
+        parts = 0.0
+        if d.sequences:
+            parts = max(1, math.ceil(u / PROFILE.chunk_tokens)) + (0 if p.wait_ms else 0.5)
         return price + share * d.sequences * prefill + parts * step
     fetched = n if d.uncached_tokens is None else d.uncached_tokens
     handshake = 0.0 if met else PROFILE.handshake
@@ -332,6 +334,27 @@ def test_what_others_usually_have_there_counts_and_no_single_reading() -> None:
     for _ in range(80):
         usual, _ = sequences(0)
     assert usual == own, "who is there no more is forgotten"
+
+
+def test_a_prompt_waits_for_the_step_under_way_where_answers_are_generated() -> None:
+    scene = Scene(Role.BOTH, profile=PROFILE)
+    work = scene.instance("b0:1").load.on(Phase.DECODE, 0).work
+    question = Question("m", Prompt(PROMPT), 2000)
+
+    def step_ms() -> float:
+        chosen = scene.placement.decide(question).decode.chosen
+        assert chosen is not None
+        terms = scene.placement.terms(question, Pair(chosen, chosen))
+        assert terms is not None
+        return terms.step_ms
+
+    assert step_ms() == 0
+    for _ in range(10):
+        work.generates(work.takes(2000), scene.now)
+    of_one = scene.placement.latency.step_ms("b0:1", 10, 20_000)
+    assert step_ms() == pytest.approx(1.5 * of_one), "its own step is longer, and half of one ends before it"
+    work.computes(100.0, scene.now)
+    assert step_ms() == pytest.approx(of_one), "what waits behind a prompt waits for no step"
 
 
 def test_an_instance_whose_cache_is_nearly_full_gets_nothing_while_others_have_room() -> None:
