@@ -3,8 +3,10 @@ the formula by being slow.
 
 What is learned is robust. An observation far from its prediction, by the spread of the last ones, counts for
 little; if most are far, the spread grows, and they count. A member's factor is the mean of the middle half of
-its last WINDOW observations over the formula, so that a change of speed is followed as soon as most of them
-are of the new speed, and it is the pool's common one unless it differs by more than chance.
+its last WINDOW observations over the formula, and it is the pool's common one unless it differs by more than
+chance. Once RECENT in a row are all slower than predicted, or all faster, and half of them by MOVED, it has
+another speed, and those before say nothing any more: so a change is followed before the formula is bent by
+it.
 """
 
 import math
@@ -20,6 +22,10 @@ from proxy.latency.running_error import RunningError
 WINDOW = 48
 """Observations of a member that its factor is taken from. A change of speed is followed when three quarters
 of them are new; chance moves the factor by a sixth of the spread of one observation."""
+
+RECENT, MOVED = 12, 0.1
+"""Chance makes so many in a row be on one side once in 2000 observations; then the factor is taken from them
+alone, until there are more."""
 
 ASSUMED = 4
 """A member counts at first as if it had been observed so often with the factor it began with, and no more
@@ -114,6 +120,17 @@ class Member:
         self._logs[self._at] = math.log(value)
         self._at = (self._at + 1) % WINDOW
         self.count = min(self.count + 1, WINDOW)
+
+    def forget_another_speed(self, coefficients: Sequence[float]) -> None:
+        """Forget all but the last RECENT observations, if these are of another speed."""
+        if self.count < 2 * RECENT:
+            return
+        last = np.arange(self._at - RECENT, self._at)
+        off = self._logs[last] - np.log(self._features[last] @ np.array(coefficients)) - self.log_factor
+        if not (off.min() > 0 or off.max() < 0) or abs(float(np.median(off))) < MOVED:
+            return
+        self._features[:RECENT], self._logs[:RECENT] = self._features[last], self._logs[last]
+        self._at = self.count = RECENT
 
     def factor_over(self, coefficients: Sequence[float], assumed: float) -> float:
         """The logarithm of its observations over a formula, middle half of them and of what is assumed."""
@@ -212,6 +229,7 @@ class Pool(Generic[K]):
         member.remember(features, value)
         assumed = self.centre if member.assumed is None else member.assumed
         self.formula = self._fit.coefficients
+        member.forget_another_speed(self.formula)
         found = member.factor_over(self.formula, assumed)
         member.estimate = min(max(found, -MAX_LOG_FACTOR), MAX_LOG_FACTOR)
         self._settle(member)
