@@ -5,6 +5,7 @@ waits is not counted against a pair that meets its goal, only the price of what 
 does, prices are what they are without a goal. Pure.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,7 +31,11 @@ def prices_within(prices: Sequence[float], ttft_ms: Sequence[float], left_ms: fl
     if not meeting:
         return prices
     most = max(meeting.values())
-    return [meeting[place] if place in meeting else most + price for place, price in enumerate(prices)]
+    behind = math.nextafter(most, math.inf)  # a price may be too small to change the sum
+    return [
+        meeting[place] if place in meeting else max(most + price, behind)
+        for place, price in enumerate(prices)
+    ]
 
 
 class Lateness(NamedTuple):

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.latency.model import LatencyModel
@@ -31,6 +31,7 @@ def within(pairs: list[tuple[float, float]], left_ms: float) -> list[float]:
     return [*prices_within([each.cost_ms for each in made], [each.ttft_ms for each in made], left_ms)]
 
 
+@example([(7.9e-41, 0.0), (0.0, 1e5)], 0.0)
 @given(st.lists(st.tuples(MS, MS), min_size=1, max_size=20), MS)
 def test_what_is_chosen_meets_the_goal_if_anything_does_and_costs_others_least(
     pairs: list[tuple[float, float]], left_ms: float
