@@ -6,7 +6,8 @@ from typing import Any
 from proxy.errors import BadRequestError
 from proxy.request.body import Body
 
-_INTEGER = re.compile(r"\s*[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?\s*")
+_INTEGER = re.compile(r"\s*([+-]?)(?:0[0_]*(?=[0-9]))?([0-9]+(?:_[0-9]+)*)(?:\.0+)?\s*")
+"""Zeros at the beginning may have any underscores between them."""
 _MAX_DIGITS = 4300
 _FLOATS_BELOW = 2.0**63
 """Pydantic takes no larger float as an integer."""
@@ -32,8 +33,8 @@ def as_whole_number(value: Any) -> int | None:
     """The integer that pydantic makes of a value; None if it refuses it."""
     if value is None or type(value) is int:
         return value
-    if isinstance(value, str) and len(value) <= _MAX_DIGITS and _INTEGER.fullmatch(value):
-        value = int(value.partition(".")[0])
+    if isinstance(value, str) and len(value) <= _MAX_DIGITS and (number := _INTEGER.fullmatch(value)):
+        value = int(number[1] + number[2])
     if isinstance(value, float) and abs(value) < _FLOATS_BELOW and value.is_integer():
         value = int(value)
     return int(value) if isinstance(value, int) else None

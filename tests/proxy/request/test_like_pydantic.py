@@ -5,11 +5,12 @@ One that passed here and not there would be found by the decode engine alone, af
 it.
 """
 
+import re
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +18,8 @@ from proxy.errors import BadRequestError
 from proxy.request.body import Body
 from proxy.request.like_pydantic import truth, whole_number
 
+SIGN_BEHIND_ZEROS = re.compile(r"0_*-")
+"""Pydantic takes "0-1" for -1; kvproxy refuses it."""
 DIGITS = st.from_regex(r"[ +\-]{0,2}[0-9_]{0,6}(\.[0-9_e]{0,4})?[ \n]{0,2}", fullmatch=True)
 VALUES = st.one_of(
     st.none(),
@@ -60,9 +63,13 @@ def _ours(read: Any) -> Any:
 @example("-0.0")
 @example("1_000.0")
 @example("0_1")
+@example("0__0")
+@example("-00__1_2")
+@example("0___")
 @example("\u20031\u2003")
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_integers(value: Any) -> None:
+    assume(not (isinstance(value, str) and SIGN_BEHIND_ZEROS.search(value)))
     body = Body.parse(msgspec.json.encode({"n": value}))
     ours = _ours(lambda: whole_number(body, "n", nullable=False))
     assert ours == _pydantic(int, body.value("n"))
