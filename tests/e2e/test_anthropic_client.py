@@ -30,7 +30,7 @@ async def test_messages_whole_and_streamed_and_counted(
 ) -> None:
     said: list[MessageParam] = [{"role": "user", "content": prose(60, "client messages")}]
 
-    async def say(to: anthropic.AsyncAnthropic) -> tuple[str, int, int]:
+    async def say(to: anthropic.AsyncAnthropic) -> tuple[str, int, list[int | None]]:
         whole = await to.messages.create(
             model="tiny", max_tokens=20, messages=said, extra_body=GREEDY, system="Hi"
         )
@@ -45,7 +45,12 @@ async def test_messages_whole_and_streamed_and_counted(
         counted = await to.messages.count_tokens(model="tiny", messages=said, system="Hi")
         cached = (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
         assert usage.input_tokens + cached == counted.input_tokens
-        return block.text, counted.input_tokens, usage.cache_read_input_tokens or 0
+        counts = [
+            count
+            for told in (whole.usage, usage)
+            for count in (told.input_tokens, told.cache_creation_input_tokens, told.cache_read_input_tokens)
+        ]
+        return block.text, counted.input_tokens, counts
 
     assert await say(client) == await say(direct)
 
