@@ -32,9 +32,42 @@ step "lint" "$bin/ruff" check --quiet .
 step "types" "$bin/mypy" --no-error-summary
 step "import rules" "$bin/lint-imports" --no-cache
 step "shell scripts" "$bin/shellcheck" --external-sources --source-path=SCRIPTDIR scripts/*.sh .ci/run
-if [ ${#real[@]} -gt 0 ]; then
-  step "real engine" "$ROOT/scripts/vllm_cpu.sh"
+if [ ${#real[@]} -eq 0 ] || [ ${#pytest_args[@]} -gt 0 ]; then
+  if [ ${#real[@]} -gt 0 ]; then
+    step "real engine" "$ROOT/scripts/vllm_cpu.sh"
+  fi
+  say "== tests"
+  # In place of this shell: signals reach pytest, which ends what it started.
+  exec "$bin/python" -m pytest ${real[@]+"${real[@]}"} ${pytest_args[@]+"${pytest_args[@]}"}
 fi
-say "== tests"
-# In place of this shell: signals reach pytest, which ends what it started, and its summary is the last line.
-exec "$bin/python" -m pytest ${real[@]+"${real[@]}"} ${pytest_args[@]+"${pytest_args[@]}"}
+
+# All tests: those on real engines beside the others, as they wait for their engines much of the time.
+on_real_engines() {
+  step "real engine" "$ROOT/scripts/vllm_cpu.sh"
+  say "== tests on real engines"
+  exec "$bin/python" -m pytest --real -m real
+}
+log=$(mktemp)
+jobs_of_ours=()
+# shellcheck disable=SC2329  # by the trap below
+end_all() {
+  local job
+  for job in "${jobs_of_ours[@]}"; do kill -TERM -- "-$job" 2>/dev/null || true; done
+  wait
+  cat -- "$log"
+  rm -f -- "$log"
+  exit 130
+}
+set -m # each job is a process group that hears signals: tests press Ctrl-C in what they start
+trap end_all INT TERM
+say "== tests, and beside them those on real engines, whose output follows"
+on_real_engines > "$log" 2>&1 &
+jobs_of_ours+=($!)
+"$bin/python" -m pytest --real -m "not real" &
+jobs_of_ours+=($!)
+failed=0
+wait "${jobs_of_ours[1]}" || failed=$?
+wait "${jobs_of_ours[0]}" || failed=$?
+cat -- "$log"
+rm -f -- "$log"
+exit "$failed"
