@@ -21,10 +21,20 @@ def boundary_of(content_type: str) -> str | None:
     """The boundary of a multipart form; None for any other type, or for a boundary that cannot be one."""
     message = Message()
     message["Content-Type"] = content_type
-    boundary = message.get_param("boundary")
+    boundary = _param(message, "boundary", "content-type")
     if message.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
         return None
     return boundary if 0 < len(boundary) <= MAX_BOUNDARY_CHARS and boundary.isascii() else None
+
+
+def _param(message: Message, name: str, header: str) -> object:
+    """A parameter of a header; None if the header has none, or if its parameters cannot be read: numbers of
+    pieces (`name*0`) may have more digits than Python reads.
+    """
+    try:
+        return message.get_param(name, header=header)
+    except ValueError:
+        return None
 
 
 class ModelField:
@@ -64,8 +74,8 @@ class ModelField:
             name, _, said = line.partition(b":")
             if name.strip().lower() == b"content-disposition":
                 message["Content-Disposition"] = said.strip().decode("latin-1")
-        named = message.get_param("name", header="content-disposition")
-        is_file = message.get_param("filename", header="content-disposition") is not None
+        named = _param(message, "name", "content-disposition")
+        is_file = _param(message, "filename", "content-disposition") is not None
         if named == "model" and not is_file:
             self.value = value.decode("utf-8", "replace")
             self.is_over = True

@@ -183,6 +183,7 @@ async def test_what_opens_no_socket_is_answered() -> None:
             (HEARD, {}, 403),
             (f"{HEARD}?model=none", {}, 404),
             (HEARD, {"Origin": "https://elsewhere.example"}, 403),
+            (HEARD, {"Origin": "http://[::1"}, 403),
         ):
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 await service.session.ws_connect(service.url + url, headers=headers)

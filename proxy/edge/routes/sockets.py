@@ -77,9 +77,17 @@ def _check_origin(request: web.Request, service: Service) -> None:
     """Raise ForbiddenError for a page of another site: browsers ask nobody before they open a socket."""
     origin = request.headers.get("Origin")
     allowed = service.config.cors.allowed_origins
-    if origin is None or ANY in allowed or origin in allowed or urlsplit(origin).netloc == request.host:
+    if origin is None or ANY in allowed or origin in allowed or _host_of(origin) == request.host:
         return
     raise ForbiddenError(f"pages of {cut(origin)} may not open sockets here (--allowed-origins)")
+
+
+def _host_of(origin: str) -> str | None:
+    """The host and port of an origin; None if it is none, as with half an IPv6 address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 async def join(

@@ -28,6 +28,10 @@ END = b"--b--\r\n"
         (NAMED, None),  # it is not complete
         (part(b'Content-Disposition: form-data; name="model"', b"x" * 5000) + END, None),
         (b"", None),
+        (
+            part(b"Content-Disposition: form-data; name*" + b"1" * 5000 + b"=model", b"other") + NAMED + END,
+            "tiny",
+        ),
     ],
 )
 def test_the_model_is_the_plain_field_of_that_name(form: bytes, model: str | None) -> None:
@@ -49,6 +53,7 @@ def test_the_model_is_the_plain_field_of_that_name(form: bytes, model: str | Non
         ("multipart/mixed; boundary=b", None),
         ("application/json", None),
         ("", None),
+        ("multipart/form-data; boundary*" + "1" * 5000 + "=b", None),
     ],
 )
 def test_a_form_names_its_boundary(content_type: str, boundary: str | None) -> None:
