@@ -272,7 +272,7 @@ class Lanes:
             question,
             failed=turn.failed,
             prefill_on=turn.prefill_on,
-            over_limit=turn.again,
+            over_limit=turn.again or not turn.question.computes,
             kept=self._kept,
         )
 

@@ -79,7 +79,8 @@ class Turn:
     @functools.cached_property
     def lane(self) -> Hashable:
         """Equal for requests of which none can be placed while another of them cannot."""
-        return self.question.model, self.question.whole, self.again, self._fitting(self.question)
+        question = self.question
+        return question.model, question.whole, question.computes, self.again, self._fitting(question)
 
 
 class Grant(NamedTuple):

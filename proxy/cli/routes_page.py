@@ -34,7 +34,8 @@ One decode engine, or one that does both, serves the request, and judges all of 
 request has: its turn in the queue, deadlines, other attempts before its first byte, a line in the log and its `route` in the
 metrics. Nothing is handed over. The engine's status, headers and body reach the client, its 404 and 403 included: they say
 that its model, or its flags, have no such route, and the instance keeps its other requests. If it does not have the *model*
-and others do, one of these is asked.
+and others do, one of these is asked. Where no model computes anything (`/tokenize` and its like), a request waits for no room,
+and counts next to nothing as load; while no other instance takes it, one that only prefills does.
 
 | path | what it does | instance by | body | metrics | |
 | --- | --- | --- | --- | --- | --- |

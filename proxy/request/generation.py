@@ -55,8 +55,10 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
     @property
     def estimated_tokens(self) -> int:
-        """The length in tokens for counting load, if no tokenizer was asked: four bytes a token."""
-        return max(1, self.body.size_bytes // 4)
+        """The length in tokens for counting load, if no tokenizer was asked: four bytes a token, and next to
+        nothing where no model computes.
+        """
+        return max(1, self.body.size_bytes // 4) if self.dialect.computes else 1
 
 
 MAX_XARGS_BYTES = 256 << 10

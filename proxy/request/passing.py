@@ -27,6 +27,9 @@ class By(enum.StrEnum):
     PROMPT = "affinity"
     """By where its prompt is cached, as for a generating route."""
     LOAD = "least load"
+    ANY = "least load, prefill ones too"
+    """Nothing is computed for it, so it waits for no room, and where no other instance is up, one that only
+    prefills serves it."""
 
 
 class Carries(enum.StrEnum):
@@ -88,15 +91,17 @@ ROUTES: tuple[Whole, ...] = (
     Whole("/rerank", "rerank", "Order documents by a query", more=_POOLS),
     Whole("/v1/rerank", "rerank", "Order documents by a query", more=_POOLS),
     Whole("/v2/rerank", "rerank", "Order documents by a query", more=_POOLS),
-    Whole("/tokenize", "tokenize", "The tokens of a prompt or a conversation"),
-    Whole("/v1/messages/count_tokens", "count_tokens", "How many tokens messages are"),
-    Whole("/detokenize", "detokenize", "The text of tokens"),
-    Whole("/v1/completions/render", "render", "The token ids of a completion", more=_SCALED_OUT),
-    Whole("/v1/chat/completions/render", "render", "The token ids of a chat", more=_SCALED_OUT),
-    Whole("/v1/messages/render", "render", "The token ids of a message", more=_SCALED_OUT),
-    Whole("/v1/responses/render", "render", "The token ids of a response", more=_SCALED_OUT),
-    Whole("/v1/completions/derender", "derender", "A completion of token ids", more=_SCALED_OUT),
-    Whole("/v1/chat/completions/derender", "derender", "A chat's answer of token ids", more=_SCALED_OUT),
+    Whole("/tokenize", "tokenize", "The tokens of a prompt or a conversation", By.ANY),
+    Whole("/v1/messages/count_tokens", "count_tokens", "How many tokens messages are", By.ANY),
+    Whole("/detokenize", "detokenize", "The text of tokens", By.ANY),
+    Whole("/v1/completions/render", "render", "The token ids of a completion", By.ANY, more=_SCALED_OUT),
+    Whole("/v1/chat/completions/render", "render", "The token ids of a chat", By.ANY, more=_SCALED_OUT),
+    Whole("/v1/messages/render", "render", "The token ids of a message", By.ANY, more=_SCALED_OUT),
+    Whole("/v1/responses/render", "render", "The token ids of a response", By.ANY, more=_SCALED_OUT),
+    Whole("/v1/completions/derender", "derender", "A completion of token ids", By.ANY, more=_SCALED_OUT),
+    Whole(
+        "/v1/chat/completions/derender", "derender", "A chat's answer of token ids", By.ANY, more=_SCALED_OUT
+    ),
     Whole(
         "/v1/audio/transcriptions",
         "transcriptions",

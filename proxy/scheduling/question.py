@@ -42,6 +42,8 @@ class Question(msgspec.Struct, frozen=True):
     """How many answers are generated at once, those to all its prompts together."""
     goal: Goal | None = None
     """When its client wants the first token; None if it does not say."""
+    computes: bool = True
+    """Whether an engine's model computes anything for it (`Dialect.computes`)."""
     only: str | None = None
     """The one instance that can serve it, since it has what the request builds on; None if others can."""
 

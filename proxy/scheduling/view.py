@@ -136,6 +136,9 @@ class Viewer:
         alone = [c.serves_all for c in prefill if c.usable]
         needless = bool(alone) and all(alone)
         decode = () if needless else self._candidates(Phase.DECODE, look)
+        if not question.computes and not any(c.usable for c in decode):
+            prefilling = self._candidates(Phase.PREFILL, look)
+            decode = [*decode, *(c for c in prefilling if not c.serves_all)]
         return self._view(question, now, prefill, decode)
 
     def sides(

@@ -396,6 +396,7 @@ class Director:
             prompt_count=request.prompt_count,
             sequences=sequences(request),
             goal=goal,
+            computes=request.dialect.computes,
             only=only,
         )
 

@@ -72,6 +72,16 @@ async def test_an_engine_without_the_route_keeps_its_model() -> None:
         assert missing.json["error"]["message"] == "The model `none` does not exist."
 
 
+async def test_tokens_are_counted_while_any_engine_is_up() -> None:
+    async with fleet(prefill=1, decode=1, kv_events=False) as pair:
+        decode, prefill = pair.engines.decode[0], pair.engines.prefill[0]
+        await pair.service.admin("/instances/drain", {"instance": decode.address})
+        answer = await pair.service.ask(WHOLE, BODY)
+        assert (answer.status, answer.json["count"]) == (200, len(answer.json["tokens"]))
+        assert (len(decode.seen), prefill.seen[-1].path) == (0, WHOLE)
+        assert pair.service.claims == 0
+
+
 async def test_what_no_client_may_set_stays_here() -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
         await pair.service.ask("/pooling", {"input": "x", "kv_transfer_params": {"a": 1}, "request_id": "r"})

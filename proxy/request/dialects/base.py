@@ -101,6 +101,9 @@ class Dialect(abc.ABC):
     """Whether its requests have prompts; without, they are placed by load alone, and nobody misses the
     tokens."""
 
+    computes = True
+    """Whether engines' models compute anything for its requests. Without, they take no room, and where no
+    other instance is up, one that only prefills serves them."""
     opens_socket: ClassVar[bool] = False
     """Whether its requests open WebSockets, which are joined to one engine's."""
     takes_form: ClassVar[bool] = False

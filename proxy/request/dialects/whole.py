@@ -40,6 +40,7 @@ class WholeDialect(OpenAiDialect):
         self.path = route.path
         self.summary = route.does
         self.route = route
+        self.computes = route.by is not By.ANY
 
     def read(self, body: Body) -> Shape:  # noqa: ARG002  # an engine judges it
         """As `Dialect`."""

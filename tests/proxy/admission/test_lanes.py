@@ -149,6 +149,26 @@ def test_requests_that_fit_are_let_in_at_once_and_the_rest_when_room_comes() -> 
     assert (len(scene.lanes), scene.book.waits) == (0, [3.0, 3.0])
 
 
+@pytest.mark.parametrize("policy", [LeastLoad(), LeastMs()])
+def test_what_no_model_computes_waits_for_no_room(policy: AnyPolicy) -> None:
+    scene = Scene(policy, bypass_tokens=0)
+    counts_tokens = Question("tiny", None, 500, whole=True, computes=False)
+
+    def served_on() -> Instance:
+        turn = scene.lanes.turn(Ticket(""), counts_tokens)
+        [outcome] = scene.lanes.offer(turn, scene.now)
+        assert isinstance(outcome, Grant)
+        outcome.admitted.close()
+        return outcome.admitted.decode.instance
+
+    assert scene.offer("a", 90) == ["a"]
+    assert scene.offer("b", 90) == []
+    decode = scene.instance(Role.DECODE)
+    assert served_on() is decode
+    decode.drain()
+    assert served_on() is scene.instance(Role.PREFILL)
+
+
 def test_one_look_serves_all_that_changes_together() -> None:
     scene = Scene()
     scene.offer("a", 50)
