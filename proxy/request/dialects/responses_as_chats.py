@@ -13,6 +13,11 @@ import msgspec
 from proxy.request.body import Body
 from proxy.request.dialects.base import PromptMembers
 
+MAX_VALUES = 100_000
+"""A conversation of more is not translated: that takes many times its text, and seconds for the most that a
+body may have.
+"""
+
 _NULL = msgspec.Raw(b"null")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -98,6 +103,8 @@ def as_chat(body: Body, of_chats: PromptMembers) -> Body | None:
     `of_chats`: the members that shape the prompt of a chat.
     """
     if any(body.gives(name) for name in _UNKNOWABLE):
+        return None
+    if sum(map(body.values_in, ("input", "tools"))) > MAX_VALUES:
         return None
     if "truncation" in body and body.raw("truncation") != b'"disabled"':
         return None

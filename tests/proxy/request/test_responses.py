@@ -8,8 +8,10 @@ import pytest
 from proxy.errors import BadRequestError, EngineFailedError
 from proxy.request.body import Body
 from proxy.request.dialects import CHAT, RESPONSES, Usage
+from proxy.request.dialects.responses_as_chats import MAX_VALUES
 from proxy.request.generation import read_request
 from proxy.request.judging import judge, wants_judging
+from proxy.request.outline import outline
 from proxy.request.sse import event_of
 
 
@@ -249,3 +251,12 @@ def test_what_is_not_surely_rendered_so_is_for_the_engine_alone_to_know(
     given: Any, members: dict[str, Any]
 ) -> None:
     assert chat_of(given, **members) is None
+
+
+def test_a_conversation_of_very_many_parts_is_not_translated() -> None:
+    part = b'{"type":"input_text","text":"a"}'
+    parts = b",".join([part] * (MAX_VALUES // 2))
+    data = bytearray(b'{"input":[{"role":"user","content":[' + parts + b"]}]}")
+    body = Body.of_outline(data, outline(data))
+    assert RESPONSES.prompt(body) is None
+    assert RESPONSES.prompt(body.changed({"input": "a" * len(data)})) is not None
