@@ -10,6 +10,7 @@ from typing import Any
 from proxy.simulation.api.errors import BadRequestError
 from proxy.simulation.api.message_schema import message, response_format, tokenize, tool
 from proxy.simulation.api.schema import (
+    Problems,
     any_of,
     boolean,
     check,
@@ -18,6 +19,7 @@ from proxy.simulation.api.schema import (
     mapping,
     nullable,
     number,
+    problem,
     record,
     seed,
     string,
@@ -26,6 +28,19 @@ from proxy.simulation.api.schema import (
 
 _token_ids = list_of(integer(at_least=0))
 _ARGUMENT = (string, integer(), number)
+_choices = record({"choice": nullable(list_of(string))})
+
+
+def _structured_outputs(value: Any, loc: str, problems: Problems) -> Any:
+    """What leaves the model little to say; vLLM's class of it is no pydantic model."""
+    if not isinstance(value, dict):
+        name = "StructuredOutputsParams"
+        message = f"Input should be a dictionary or an instance of {name}"
+        problems.append(problem("dataclass_type", loc, message, value, class_name=name))
+        return None
+    return _choices(value, loc, problems)
+
+
 _COMMON = {
     "model": nullable(string),
     "n": integer(),
@@ -46,7 +61,7 @@ _COMMON = {
     "stop": nullable(any_of(string, list_of(string, at_most=4))),
     "stop_token_ids": nullable(list_of(integer())),
     "allowed_token_ids": nullable(list_of(integer())),
-    "logit_bias": nullable(mapping),
+    "logit_bias": nullable(values_of(number)),
     "ignore_eos": boolean,
     "include_stop_str_in_output": boolean,
     "prompt_logprobs": nullable(integer()),
@@ -58,6 +73,7 @@ _COMMON = {
     "length_penalty": number,
     "bad_words": nullable(list_of(string)),
     "response_format": nullable(response_format),
+    "structured_outputs": nullable(_structured_outputs),
     "cache_salt": nullable(string),
     "session_id": nullable(string),
     "kv_transfer_params": nullable(mapping),
@@ -197,6 +213,8 @@ def _check_choice(choice: Any, tools: Any) -> None:
             '`{"type": "function", "function": {"name": "my_function"}}`'
         )
         raise BadRequestError.of(message, "tool_choice.function")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        return  # the schema refuses them
     names = [tool["function"].get("name") for tool in tools if isinstance(tool.get("function"), dict)]
     if function.get("name") not in names:
         message = "The tool specified in `tool_choice` does not match any of the specified `tools`"

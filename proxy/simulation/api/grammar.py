@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from proxy.simulation.api.errors import BadRequestError
+
 _OF_TYPES: Mapping[str, Any] = {
     "string": "",
     "integer": 0,
@@ -56,17 +58,24 @@ class Demand:
 
 def demanded(body: Mapping[str, Any], *, calls: bool = False) -> Demand | None:
     """What a request leaves no choice about; None if its answer is free. `calls`: whether text that is a call
-    becomes one.
+    becomes one. Raises BadRequestError for a schema that is none.
     """
     if calls and (function := _wanted(body)) is not None:
-        call = Call(function["name"], _text(fitting(function.get("parameters") or {})))
+        call = Call(function["name"], _text(_shortest(function.get("parameters") or {})))
         return Demand(call.text, call)
     if choices := (body.get("structured_outputs") or {}).get("choice"):
         return Demand(choices[0], _written(choices[0]) if calls and body.get("tools") else None)
     wanted = body.get("response_format") or {}
     if wanted.get("type") == "json_schema":
-        return Demand(_text(fitting((wanted.get("json_schema") or {}).get("schema") or {})))
+        return Demand(_text(_shortest((wanted.get("json_schema") or {}).get("schema") or {})))
     return Demand("{}") if wanted.get("type") == "json_object" else None
+
+
+def _shortest(schema: Mapping[str, Any]) -> Any:
+    try:
+        return fitting(schema)
+    except (AttributeError, LookupError, TypeError):
+        raise BadRequestError("Failed to transform json schema into a grammar") from None
 
 
 def _wanted(body: Mapping[str, Any]) -> Mapping[str, Any] | None:

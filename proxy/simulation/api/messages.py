@@ -58,7 +58,7 @@ def _tagged(**rules: Rule) -> Rule:
         if "type" not in value:
             message = "Unable to extract tag using discriminator 'type'"
             problems.append(problem("union_tag_not_found", loc, message, value, discriminator="'type'"))
-        elif tag not in rules:
+        elif not isinstance(tag, str) or tag not in rules:
             message = f"Input tag '{tag}' found using 'type' does not match any of the expected tags: {tags}"
             told = {"discriminator": "'type'", "tag": tag, "expected_tags": tags}
             problems.append(problem("union_tag_invalid", loc, message, value, **told))

@@ -15,6 +15,7 @@ from proxy.simulation.api.bodies import check_salt
 from proxy.simulation.api.errors import ApiError, BadRequestError
 from proxy.simulation.api.generation import Choice, Generation, Piece
 from proxy.simulation.api.schema import (
+    Rule,
     any_of,
     boolean,
     check,
@@ -28,12 +29,15 @@ from proxy.simulation.api.schema import (
     seed,
     string,
     typed_dict,
+    values_of,
     whatever,
 )
 
 _item = any_of(
-    typed_dict({"role": literal("user", "assistant", "system", "developer"), "content": any_of(
-        string, list_of(mapping)
+    typed_dict({"role": literal("user", "system", "developer"), "content": any_of(string, list_of(mapping))},
+               ("role", "content")),
+    typed_dict({"role": literal("assistant"), "content": any_of(
+        string, list_of(typed_dict({"text": string}, ("text",)))
     )}, ("role", "content")),
     typed_dict({"type": literal("function_call"), "call_id": string, "name": string, "arguments": string},
                ("type", "call_id", "name", "arguments")),
@@ -43,50 +47,49 @@ _item = any_of(
 )  # fmt: skip
 """The input items that the stand-in knows; vLLM knows two dozen more, and complains in the name of each."""
 
-_RESPONSE = record(
-    {
-        "background": nullable(boolean),
-        "include": nullable(list_of(string)),
-        "input": any_of(string, list_of(_item)),
-        "instructions": nullable(string),
-        "max_output_tokens": nullable(integer()),
-        "max_tool_calls": nullable(integer()),
-        "metadata": nullable(mapping),
-        "model": nullable(string),
-        "logit_bias": nullable(mapping),
-        "parallel_tool_calls": nullable(boolean),
-        "previous_response_id": nullable(string),
-        "reasoning": nullable(mapping),
-        "service_tier": literal("auto", "default", "flex", "scale", "priority"),
-        "store": nullable(boolean),
-        "stream": nullable(boolean),
-        "temperature": nullable(number),
-        "text": nullable(mapping),
-        "tools": list_of(mapping),
-        "top_logprobs": nullable(integer()),
-        "top_p": nullable(number),
-        "top_k": nullable(integer()),
-        "min_p": nullable(number),
-        "truncation": nullable(literal("auto", "disabled")),
-        "user": nullable(string),
-        "presence_penalty": nullable(number),
-        "frequency_penalty": nullable(number),
-        "repetition_penalty": nullable(number),
-        "request_id": string,
-        "session_id": nullable(string),
-        "priority": integer(),
-        "cache_salt": nullable(string),
-        "seed": nullable(seed),
-        "stop": nullable(any_of(string, list_of(string, at_most=4))),
-        "stop_token_ids": nullable(list_of(integer())),
-        "ignore_eos": boolean,
-        "include_stop_str_in_output": boolean,
-        "vllm_xargs": nullable(mapping),
-        "kv_transfer_params": nullable(mapping),
-        "chat_template_kwargs": nullable(mapping),
-    },
-    required=("input",),
-)
+_MEMBERS: Mapping[str, Rule] = {
+    "background": nullable(boolean),
+    "include": nullable(list_of(string)),
+    "input": any_of(string, list_of(_item)),
+    "instructions": nullable(string),
+    "max_output_tokens": nullable(integer()),
+    "max_tool_calls": nullable(integer()),
+    "metadata": nullable(mapping),
+    "model": nullable(string),
+    "logit_bias": nullable(values_of(number)),
+    "parallel_tool_calls": nullable(boolean),
+    "previous_response_id": nullable(string),
+    "reasoning": nullable(mapping),
+    "service_tier": literal("auto", "default", "flex", "scale", "priority"),
+    "store": nullable(boolean),
+    "stream": nullable(boolean),
+    "temperature": nullable(number),
+    "text": nullable(mapping),
+    "tools": list_of(mapping),
+    "top_logprobs": nullable(integer()),
+    "top_p": nullable(number),
+    "top_k": nullable(integer()),
+    "min_p": nullable(number),
+    "truncation": nullable(literal("auto", "disabled")),
+    "user": nullable(string),
+    "presence_penalty": nullable(number),
+    "frequency_penalty": nullable(number),
+    "repetition_penalty": nullable(number),
+    "request_id": string,
+    "session_id": nullable(string),
+    "priority": integer(),
+    "cache_salt": nullable(string),
+    "seed": nullable(seed),
+    "stop": nullable(any_of(string, list_of(string, at_most=4))),
+    "stop_token_ids": nullable(list_of(integer())),
+    "ignore_eos": boolean,
+    "include_stop_str_in_output": boolean,
+    "vllm_xargs": nullable(mapping),
+    "kv_transfer_params": nullable(mapping),
+    "chat_template_kwargs": nullable(mapping),
+    "tool_choice": whatever,
+}
+_RESPONSE = record(_MEMBERS, required=("input",))
 
 
 def parse_response(body: Any) -> dict[str, Any]:
@@ -99,11 +102,14 @@ def parse_response(body: Any) -> dict[str, Any]:
         if body.get("prompt") is not None:
             raise BadRequestError.of("prompt template is not supported", "prompt")
         _check_choice(body)
-    return check(body, _RESPONSE)
+    known = check(body, _RESPONSE)
+    return {name: value for name, value in known.items() if name in _MEMBERS}  # vLLM reads no others
 
 
 def _check_choice(body: dict[str, Any]) -> None:
     tools, choice = body.get("tools"), body.get("tool_choice", "auto")
+    if not isinstance(tools, list | None):
+        return  # the schema refuses it
     named = isinstance(choice, dict)
     if not tools:
         if choice == "required":

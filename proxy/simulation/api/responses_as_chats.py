@@ -27,7 +27,7 @@ def chat_of(body: Mapping[str, Any], before: Sequence[Mapping[str, Any]] = ()) -
     }
 
 
-_UNFINISHED = frozenset({"in_progress", "incomplete"})
+_UNFINISHED = ("in_progress", "incomplete")
 
 
 def functions(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from proxy.simulation.api.schema import (
     record,
     seed,
     string,
+    values_of,
 )
 
 _SAMPLING = record(
@@ -43,7 +44,7 @@ _SAMPLING = record(
         "min_tokens": integer(),
         "logprobs": nullable(integer()),
         "prompt_logprobs": nullable(integer()),
-        "logit_bias": nullable(mapping),
+        "logit_bias": nullable(values_of(number)),
         "extra_args": nullable(mapping),
     }
 )
