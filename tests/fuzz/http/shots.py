@@ -108,7 +108,7 @@ def _right(rng: random.Random) -> tuple[str, bytes]:
 def _wrong(rng: random.Random) -> tuple[str, bytes]:
     """A path, and a body that is nearly right for it."""
     if rng.random() < _OTHERS_SHARE:
-        path = rng.choice(values.WHOLE)
+        path = rng.choice(values.OTHERS)
         return path, mutated(rng, values.other(rng, path))
     path = rng.choice(_GENERATING)
     make = chat if rng.random() < 0.5 else completion

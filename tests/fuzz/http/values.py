@@ -137,7 +137,9 @@ _NAMES = (  # noqa: SIM905  # a list of these is a page long
     "return_token_ids vllm_xargs cache_salt use_beam_search user metadata kv_transfer_params "
     "ec_transfer_params request_id truncate_prompt_tokens add_special_tokens add_generation_prompt "
     "continue_final_message chat_template chat_template_kwargs prompt prompt_embeds messages documents "
-    "mm_processor_kwargs reasoning_effort do_remote_decode"
+    "mm_processor_kwargs reasoning_effort do_remote_decode input instructions max_output_tokens store "
+    "background include previous_response_id reasoning text truncation system thinking stop_sequences "
+    "output_config token_ids sampling_params features content_parts"
 ).split()
 
 _MESSAGES: tuple[Any, ...] = (
@@ -156,6 +158,22 @@ _MESSAGES: tuple[Any, ...] = (
     {},
     None,
 )
+
+_ITEMS: tuple[Body, ...] = (
+    {"role": "assistant", "content": [{"type": "output_text", "text": "yes"}]},
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": "x"},
+    {"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}]},
+)
+"""Input items of responses."""
+
+_BLOCKS: tuple[Body, ...] = (
+    {"type": "text", "text": "hello"},
+    {"type": "tool_use", "id": "a", "name": "f", "input": {}},
+    {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "x"}]},
+    {"type": "thinking", "thinking": "so", "signature": "s"},
+)
+"""Blocks of a message's content."""
 
 _KV_PARAMS: tuple[Any, ...] = (
     {
@@ -199,7 +217,7 @@ WHOLE = (
 )
 """Routes that one engine serves whole."""
 
-OTHERS = ("/v1/responses", "/v1/messages", *WHOLE)
+OTHERS = ("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/inference/v1/generate", *WHOLE)
 """Routes beside completions and chats."""
 
 
@@ -209,11 +227,17 @@ def other(rng: random.Random, path: str) -> Body:
     match path:
         case "/v1/responses":
             stream = {"stream": True} if rng.random() < 0.3 else {}
-            return {"model": "tiny", "input": words, "max_output_tokens": 2, **stream}
-        case "/v1/messages":
+            asked = rng.choice((words, [rng.choice(_ITEMS), {"role": "user", "content": words}]))
+            return {"model": "tiny", "input": asked, "max_output_tokens": 2, **stream}
+        case "/v1/messages" | "/v1/messages/count_tokens":
             stream = {"stream": True} if rng.random() < 0.3 else {}
-            messages = [{"role": "user", "content": words}]
+            blocks = [rng.choice(_BLOCKS), {"type": "text", "text": words}]
+            messages = [{"role": "user", "content": rng.choice((words, blocks))}]
             return {"model": "tiny", "messages": messages, "max_tokens": 2, **stream}
+        case "/inference/v1/generate":
+            sampling = {"max_tokens": 2, "n": 1, "logprobs": 1, "logit_bias": {"5": 1.0}}
+            ids = [rng.randrange(300) for _ in range(rng.randrange(1, 40))]
+            return {"model": "tiny", "token_ids": ids, "sampling_params": sampling}
         case "/invocations":
             return chat(rng) if rng.random() < 0.5 else completion(rng)
         case "/v1/chat/completions/batch":
