@@ -12,9 +12,9 @@ import pytest
 from proxy.simulation import StandIn, StandInConfig
 from scripts.workshop.live.asking import CHAT, COMPLETIONS, ask
 from tests.proofs.chaos import verdict as v
-from tests.proofs.chaos.clients import End, Record
+from tests.proofs.chaos.clients import End, Line, Record, Says, send
 from tests.proofs.chaos.journal import Fault, Journal
-from tests.proofs.chaos.workload import INVOCATIONS, Manner, Plan, Workload
+from tests.proofs.chaos.workload import INVOCATIONS, MESSAGES, RESPONSES, Manner, Plan, Workload
 from tests.proofs.setting import Vitals
 from tests.proofs.soak.run import Options, Sample, Soak
 from tests.proofs.texts import MAX_MODEL_LEN, RightAnswers
@@ -25,15 +25,21 @@ DECODE = "127.0.0.1:8200"
 
 async def test_the_right_text_is_the_one_a_plain_engine_says() -> None:
     workload = Workload("c0", 7, "tiny", RightAnswers("tiny"), disloyal=True)
-    plans = [workload.next() for _ in range(40)]
-    assert {plan.path for plan in plans} == {CHAT, COMPLETIONS, INVOCATIONS}
+    plans = [workload.next() for _ in range(80)]
+    assert {plan.path for plan in plans} == {CHAT, COMPLETIONS, RESPONSES, MESSAGES, INVOCATIONS}
     assert {plan.stream for plan in plans} == {True, False}
     assert any(plan.body.get("n") == 2 for plan in plans)
     config = StandInConfig(connector=False, max_model_len=MAX_MODEL_LEN)
     async with StandIn(config) as plain, aiohttp.ClientSession() as session:
+        host, _, port = plain.url.removeprefix("http://").rpartition(":")
+        line = Line(host, int(port))
         for plan in plans:
-            answer = await ask(session, plain.url, plan.path, plan.body)
-            assert (answer.status, answer.choices) == (200, plan.expected)
+            if plan.path not in {RESPONSES, MESSAGES}:
+                answer = await ask(session, plain.url, plan.path, plan.body)
+                assert (answer.status, answer.choices) == (200, plan.expected)
+            seen = await send(line, dataclasses.replace(plan, manner=Manner.READS))
+            assert (seen.status, seen.end, seen.says, seen.done) == (200, End.CLEAN, Says.RIGHT, plan.stream)
+        line.close()
 
 
 def test_the_same_seed_asks_the_same() -> None:
@@ -123,6 +129,24 @@ def test_an_error_inside_a_stream_is_passed_on_and_nothing_is_cut_before_it_bega
     assert nothing.check == v.SERVED
     journal.begin("decode-0", DECODE, Fault.KILL, 11.0)
     assert v.judge(record(**CUT, error_event=True), journal) is None, "another fault has other words"
+
+
+@pytest.mark.parametrize(
+    ("path", "heard", "right"),
+    [
+        (MESSAGES, "4 validation errors for ChatCompletionStreamResponse: a fault", True),
+        (MESSAGES, "a fault", False),
+        (RESPONSES, "the stream broke", True),  # an engine has no words for it
+    ],
+)
+def test_an_error_inside_a_stream_is_heard_as_its_engine_words_it(
+    path: str, heard: str, *, right: bool
+) -> None:
+    journal = Journal()
+    journal.begin("decode-0", DECODE, Fault.LATE_ERROR, 11.0)
+    told = record(**(CUT | {"error": heard}), error_event=True)
+    told.plan = dataclasses.replace(told.plan, path=path)
+    assert (v.judge(told, journal) is None) is right
 
 
 def test_who_falls_asleep_may_cut_streams_only_if_it_drops_them() -> None:

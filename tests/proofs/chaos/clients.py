@@ -61,7 +61,7 @@ class Record:
     decode: str = ""
     texts: tuple[str, ...] = ()
     done: bool = False
-    """A stream said [DONE]."""
+    """A stream said that it is complete: [DONE], or what its dialect says instead."""
     error: str = ""
     """The error event of a stream, the body of an error answer, or what the connection said."""
     error_event: bool = False
@@ -224,10 +224,32 @@ def _whole(record: Record, data: bytes) -> None:
         if record.status != 200:
             record.error = str(body["error"]["message"])
             return
-        choices = sorted(body["choices"], key=lambda choice: int(choice["index"]))
-        record.texts = tuple(_text(choice, "message") for choice in choices)
+        record.texts = _texts(body)
     except (ValueError, KeyError, TypeError) as error:
         record.malformed = f"{type(error).__name__}: {error} in {data[:200]!r}"
+
+
+def _texts(body: dict[str, Any]) -> tuple[str, ...]:
+    """The texts of an answer: of its choices, of a response, or of a message."""
+    if "choices" in body:
+        choices = sorted(body["choices"], key=lambda choice: int(choice["index"]))
+        return tuple(_text(choice, "message") for choice in choices)
+    blocks = body["content"] if "content" in body else [b for item in body["output"] for b in item["content"]]
+    return ("".join(str(block["text"]) for block in blocks),)
+
+
+_LAST = frozenset({"response.completed", "message_stop"})
+"""The types of events that end a complete stream where none is [DONE]."""
+
+
+def _piece(event: dict[str, Any]) -> str:
+    """The text in an event of a stream."""
+    if "choices" in event:
+        return "".join(_text(choice, "delta") for choice in event["choices"])
+    kind = event["type"]
+    if kind == "response.output_text.delta":
+        return str(event["delta"])
+    return str(event["delta"]["text"]) if kind == "content_block_delta" else ""
 
 
 def _text(choice: dict[str, Any], part: str) -> str:
@@ -252,7 +274,9 @@ class _Events:
 
     def _event(self, event: bytes) -> None:
         record = self._record
-        data = event.removeprefix(b"data: ")
+        first, _, second = event.partition(b"\n")
+        name, data = (first, second) if second else (b"", first)
+        data = data.removeprefix(b"data: ")
         if record.done or record.error_event:
             record.malformed = f"an event after the last one: {event[:100]!r}"
         if data == b"[DONE]":
@@ -263,9 +287,10 @@ class _Events:
             if "error" in body:
                 record.error_event, record.error = True, str(body["error"]["message"])
                 return
-            for choice in body["choices"]:
-                before = record.texts[0] if record.texts else ""
-                record.texts = (before + _text(choice, "delta"),)
+            if name and name != b"event: " + body["type"].encode():
+                record.malformed = f"an event that is named otherwise: {event[:100]!r}"
+            record.done = body.get("type") in _LAST
+            record.texts = ("".join(record.texts) + _piece(body),)
         except (ValueError, KeyError, TypeError) as error:
             record.malformed = f"{type(error).__name__}: {error} in {event[:200]!r}"
 

@@ -1,4 +1,5 @@
-"""What clients ask: chats and completions, streamed or not, that share prefixes; and how each client behaves.
+"""What clients ask: chats, also as responses and messages, and completions, streamed or not, that share
+prefixes; and how each client behaves.
 
 Pure and seeded: the same seed asks the same questions in the same order for each client.
 """
@@ -14,6 +15,8 @@ from tests.proofs.texts import RightAnswers
 
 SHARED_PREFIXES = 12
 SHARED_WORDS = (60, 400)
+RESPONSES = "/v1/responses"
+MESSAGES = "/v1/messages"
 INVOCATIONS = "/invocations"
 """One engine answers it whole, with what it would answer on the body's own route."""
 WHOLE_SHARE = 0.06
@@ -84,21 +87,36 @@ class Workload:
             path = CHAT
             system = [{"role": "system", "content": prefix}] if prefix else []
             body["messages"] = [*system, {"role": "user", "content": words}]
+            path = dice.choices((CHAT, RESPONSES, MESSAGES), weights=(60, 20, 20))[0]
         else:
             path = COMPLETIONS
             body["prompt"] = f"{prefix} {words}"
-        if dice.random() < WHOLE_SHARE:
+        has_choices = path in {CHAT, COMPLETIONS}
+        if has_choices and dice.random() < WHOLE_SHARE:
             path = INVOCATIONS
         if stream:
             body["stream"] = True
-        elif dice.random() < 0.1:
+        elif has_choices and dice.random() < 0.1:
             body |= {"n": 2, "temperature": 1, "seed": dice.randint(1, 1 << 30)}
         return Plan(
             id=f"{self._client}-{self._number}",
             path=path,
-            body=body,
+            body=_worded(path, body),
             expected=self._right.of(body),
             manner=manner,
             prompt_tokens=self._right.prompt_tokens(body),
             leaves_after_s=dice.choice((0.02, 0.1, 0.3, 1.0, 2.0)) * dice.uniform(0.5, 1.5),
         )
+
+
+def _worded(path: str, chat: dict[str, Any]) -> dict[str, Any]:
+    """A chat as it is asked for on a path: what is right to answer is the same on each."""
+    if path not in {RESPONSES, MESSAGES}:
+        return chat
+    *system, user = chat["messages"]
+    response = path == RESPONSES
+    body: dict[str, Any] = {name: chat[name] for name in ("model", "temperature", "stream") if name in chat}
+    body["max_output_tokens" if response else "max_tokens"] = chat["max_tokens"]
+    if system:
+        body["instructions" if response else "system"] = system[0]["content"]
+    return body | ({"input": user["content"]} if response else {"messages": [user]})
