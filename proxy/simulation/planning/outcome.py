@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from proxy.simulation.planning.search import LOWEST, Bracket
+from proxy.simulation.planning.search import HIGHEST, LOWEST, Bracket
 from proxy.simulation.planning.trial import Limit, Trial
 from proxy.simulation.replay.comparison import lines_of
 from proxy.simulation.replay.run import Setup
@@ -180,13 +180,14 @@ def advice(plan: Plan) -> list[str]:
         f" with the first token within {goals.ttft_ms:g} ms and {goals.tpot_ms:g} ms a token"
     )
     gpus = "1 GPU" if task.gpus == 1 else f"{task.gpus} GPUs"
+    carry = "carries" if task.gpus == 1 else "carry"
     best = next((split for split in plan.splits if split.fleet == plan.take), None)
     if best is None or best.meets is None:
         return _why_not(plan, wanted, gpus)
     load = f"{best.meets:g} times this traffic"
     if best.per_s is not None:
         load += f" ({best.per_s:.3g} requests a second)"
-    words = [f"Take {best.fleet}: {gpus} carry {load}, {wanted}."]
+    words = [f"Take {best.fleet}: {gpus} {carry} {load}, {wanted}."]
     if best.meets >= 1:
         words.append(f"That is a margin of {best.meets - 1:.0%} over the load as recorded.")
     else:
@@ -196,6 +197,11 @@ def advice(plan: Plan) -> list[str]:
         )
     if best.limit is not None:
         words.append(f"Its limit is {_LIMITS[best.limit]}.")
+    elif best.meets >= HIGHEST:
+        words.append(
+            f"No limit was found: more than {HIGHEST:g} times is not tried, and at so many times all requests"
+            " may be there at once. Plan with more traffic, or for goals that are harder to meet."
+        )
     close = [
         split.fleet
         for split in plan.splits

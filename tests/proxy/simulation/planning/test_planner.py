@@ -179,6 +179,18 @@ def test_too_few_gpus_are_said_to_be_so(workload: Workload) -> None:
     assert needed % 2 == 0
 
 
+def test_traffic_that_no_load_is_too_much_for_has_no_limit(plan: Plan) -> None:
+    change = msgspec.structs.replace
+    task = change(plan.task, gpus=1)
+    most = change(plan.trials[0], fleet="1b", speed=search.HIGHEST, whole=True, good=1.0, left=False)
+    words = advice(plan_of(task, ["1b"], [most], finished=True))
+    assert words[0].startswith("Take 1b: 1 GPU carries 1000 times this traffic")
+    assert words[2].startswith("No limit was found: more than 1000 times is not tried")
+    missed = change(most, speed=900.0), change(most, speed=950.0, good=0.1, limit=Limit.DECODE)
+    limited = advice(plan_of(task, ["1b"], missed, finished=True))
+    assert not any("No limit" in told for told in limited)
+
+
 def test_splits_are_as_asked(workload: Workload) -> None:
     def fleets(gpus: int, both: Both) -> list[str]:
         planner = Planner(workload, SETUP, gpus=gpus, both=both)
