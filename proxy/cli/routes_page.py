@@ -15,8 +15,8 @@ _HEAD = """\
 <!-- Made by `python -m proxy.cli.reference docs/routes.md` of what serves the routes: change it there. -->
 
 What a client of vLLM may ask of kvproxy, and how each route is served. Anything else is answered with 404 in the one envelope,
-and reaches no engine. With `--api-key-file` every route here needs a client key, but for the probes. Operators' routes are in
-[operating.md](operating.md); `/openapi.json` describes all of them.
+and reaches no engine. With `--api-key-file` every route here needs a client key, but for {open_paths}.
+Operators' routes are in [operating.md](operating.md); `/openapi.json` describes all of them.
 
 ## Split over prefill and decode engines
 
@@ -54,6 +54,7 @@ restart, and asks that one alone:
 
 _BUILT_ON = """
 - A response is stored by the decode engine; the prefill leg stores nothing.
+- vLLM 0.32 fetches and cancels; `DELETE` (405) and `/input_items` (404) are for engines that have them.
 - A request with `previous_response_id` is served whole by the instance that stores that response: it waits for room there, and
   other attempts are made there. If nothing is known of the id, any engine says that it is not found.
 - A request with `background` is served whole by one instance, and its answer comes at once; whoever asks for it later reaches
@@ -88,8 +89,24 @@ No engine is asked for these.
 def page() -> str:
     """The whole page, in Markdown."""
     return "".join(
-        [_HEAD, *_split(), _WHOLE, *map(_whole, ROUTES), _KNOWN, *_known(), _STORED, *_stored(), _BUILT_ON]
+        [
+            _HEAD.format(open_paths=_open()),
+            *_split(),
+            _WHOLE,
+            *map(_whole, ROUTES),
+            _KNOWN,
+            *_known(),
+            _STORED,
+            *_stored(),
+            _BUILT_ON,
+        ]
     )
+
+
+def _open() -> str:
+    """The paths that nobody needs a key for."""
+    *paths, last = dict.fromkeys(f"`{route.path}`" for route in PROBES)
+    return f"{', '.join(paths)} and {last}"
 
 
 def _split() -> Iterable[str]:

@@ -29,6 +29,7 @@ on real vLLM with `scripts/test.sh --real`. One decode engine is given the block
 | one leg | one instance serves it whole, since two legs would gain nothing; the answer is a plain engine's |
 | refused | the engine refuses it, and the client gets its refusal |
 | refused, other words | kvproxy refuses it before an engine sees it: with the engine's status and `code`, in words of its own |
+| (empty) | no test compares it: the route has no such member, or it is not tried there, as are tools and grammars of responses and messages |
 """
 
 
