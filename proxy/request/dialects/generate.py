@@ -45,8 +45,17 @@ class Generate(OpenAiDialect):
         self._completions = completions
 
     def cleaned(self, body: Body) -> Body:
-        """As `Dialect`: extra arguments may hold what no client may set."""
-        sampling = _sampling(body)
+        """As `Dialect`: extra arguments may hold what no client may set.
+
+        Raises BadRequestError for parameters that cannot be read here: an engine might read them.
+        """
+        raw = body.raw("sampling_params") or b""
+        if not raw.lstrip().startswith(b"{"):
+            return body  # engines refuse it
+        try:
+            sampling = Body.parse(raw)
+        except BadRequestError as error:
+            raise BadRequestError(f"sampling_params: {error}", param="sampling_params") from None
         extra = sampling.value("extra_args") if sampling.gives("extra_args") else None
         if not isinstance(extra, dict) or not extra.keys() & set(_NEVER):
             return body

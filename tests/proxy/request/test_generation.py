@@ -11,6 +11,7 @@ from proxy.request import dialects
 from proxy.request.dialects import Dialect
 from proxy.request.dialects.completions import PromptShape, prompt_shape
 from proxy.request.generation import GenerationRequest, read_request
+from proxy.request.outline import MAX_MEMBERS, outline, signs_of
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"prompt": "hi"}
@@ -166,3 +167,17 @@ def test_a_missing_model_is_the_configured_one() -> None:
     assert read(dialects.CHAT, CHAT).model == "tiny"
     assert read(dialects.CHAT, CHAT | {"model": None}).model == "tiny"
     assert read(dialects.CHAT, CHAT | {"model": "alpha"}).model == "alpha"
+
+
+STRANGERS = ",".join(f'"m{number}":1' for number in range(MAX_MEMBERS)).encode()
+MANY_IDS = b"[" + b"1," * 100_000 + b"1]"
+
+
+@pytest.mark.parametrize("ids", [b"[1]", MANY_IDS], ids=["few", "many"])
+@pytest.mark.parametrize("more", [STRANGERS, b'"m":NaN', b'"m":1.'], ids=["members", "nan", "number"])
+def test_parameters_that_an_engine_alone_could_read_are_refused(ids: bytes, more: bytes) -> None:
+    """Unread, they could name transfer parameters."""
+    smuggled = b'"extra_args":{"kv_transfer_params":{"do_remote_prefill":true}}'
+    data = b'{"token_ids":%b,"sampling_params":{%b,%b}}' % (ids, more, smuggled)
+    with pytest.raises(BadRequestError):
+        read_request(dialects.GENERATE, data, "tiny", signs_of(data) or outline(bytearray(data)))
