@@ -60,6 +60,7 @@ _BUILT_ON = """
 - A request with `background` is served whole by one instance, and its answer comes at once; whoever asks for it later reaches
   that instance. Its work goes on there without a leg of kvproxy's, so loads do not count it.
 - With `--api-key-file`, a response is found with the key that it was asked for with; for others it does not exist.
+- `X-Request-Timeout-Ms` and `--request-timeout` hold for these requests, too.
 - An instance that cannot be reached: 503. One that has left or has started anew has lost its responses: 404, which says so.
 - Of several kvproxys only the one that served a request knows where its response is: balance clients by address or header.
 """

@@ -143,8 +143,11 @@ def _check_key_files(config: Config) -> None:
 
 CLIENTS = [web.get("/v1/models", observe.models), web.get("/v1/models/{model:.+}", observe.model)]
 """What clients may ask beside the generating routes."""
-STORED = [web.RouteDef(method, path, responses.about, {}) for method, path in responses.PATHS]
-"""What clients may ask about stored responses."""
+STORED = [
+    web.RouteDef(method, path, responses.about, {"allow_head": False} if method == "GET" else {})
+    for method, path in responses.PATHS
+]
+"""What clients may ask about stored responses; engines answer no HEAD."""
 PROBES = [
     web.get("/health", observe.health),
     web.get("/ready", observe.ready),

@@ -1,12 +1,17 @@
 """What builds on a stored response, or asks about it, reaches the engine that stores it."""
 
+import asyncio
 import pathlib
 from typing import Any
 
+import aiohttp
+
 from proxy.config import Security, State
+from proxy.edge.app import shut_down
+from proxy.headers import REQUEST_TIMEOUT_MS
 from proxy.request.dialects import RESPONSES
 from proxy.simulation import Fault
-from tests.helpers.service import Answer, Service, engines, fleet, kvproxy, prose, wait_until
+from tests.helpers.service import UNHURRIED, Answer, Service, engines, fleet, kvproxy, prose, wait_until
 from tests.promises.test_responses import body_of, said_in, text_in
 
 PATH = RESPONSES.path
@@ -119,6 +124,47 @@ async def test_a_failed_attempt_is_made_again_where_the_response_is() -> None:
         answer = await pair.service.ask(PATH, body_of("more", previous_response_id=first.json["id"]))
         assert (answer.status, answer.headers["X-Kvproxy-Decode"]) == (200, there)
         assert await pair.service.metric("kvproxy_retries_total") == 1
+
+
+async def test_a_request_about_a_response_ends_in_time() -> None:
+    async with fleet(1, 1, stand_in=STORE | UNHURRIED) as pair:
+        [engine], url = pair.engines.decode, pair.service.url + PATH
+        response_id = (await pair.service.ask(PATH, body_of("hi"))).json["id"]
+        assert (await asked(pair.service, "HEAD", response_id)).status == 405
+        strikes: tuple[Fault, ...] = (
+            Fault(kind="hang", path=f"{PATH}/", times=1),
+            Fault(kind="stall", path=f"{PATH}/", after_bytes=50, times=1),
+        )
+        for fault in strikes:
+            engine.faults.add(fault)
+            late = await asked(pair.service, "GET", response_id, **{REQUEST_TIMEOUT_MS: "300"})
+            assert (late.status, late.json["error"]["type"]) == (504, "GatewayTimeoutError")
+        long = body_of("hi", background=True, stream=True, max_output_tokens=5000, ignore_eos=True)
+        async with pair.service.session.post(url, json=long) as response:
+            begun = await response.content.readuntil(b"response.output_text.delta")
+        follow = f"{url}/{said_in(begun.rpartition(b'event: ')[0])[0]['response']['id']}?stream=true"
+        assert "longer than its limit" in await last_words(pair.service, follow, "500")
+        going = asyncio.Event()
+        following = asyncio.get_running_loop().create_task(
+            last_words(pair.service, follow, "60000", going), name="following"
+        )
+        await going.wait()
+        await shut_down(pair.service.runner, 0.0, asyncio.Event())
+        assert await following == "kvproxy is shutting down"
+
+
+async def last_words(service: Service, url: str, limit_ms: str, going: asyncio.Event | None = None) -> str:
+    """The words of the error with which a stream is cut; `going` is set once some of it is there."""
+    heard = bytearray()
+    try:
+        async with service.session.get(url, headers={REQUEST_TIMEOUT_MS: limit_ms}) as response:
+            async for chunk in response.content.iter_any():
+                heard.extend(chunk)
+                if going is not None:
+                    going.set()
+    except aiohttp.ClientPayloadError:
+        return str(said_in(bytes(heard))[-1]["error"]["message"])
+    raise AssertionError("the stream ended as a complete one")
 
 
 async def test_a_response_is_its_clients_own(tmp_path: pathlib.Path) -> None:
