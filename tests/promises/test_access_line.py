@@ -50,12 +50,12 @@ async def test_probes_have_no_line_and_one_without_notes_ends_with_its_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with fleet(prefill=1, decode=1, kv_events=False) as pair:
-        for path in ("/ping", "/ping/", "/v1/embeddings"):
+        for path in ("/ping", "/ping/", "/v1/nothing"):
             async with pair.service.session.post(pair.service.url + path, json={}):
                 pass
-        await wait_until(lambda: any("embeddings" in m for m in caplog.messages), "its line")
+        await wait_until(lambda: any("nothing" in m for m in caplog.messages), "its line")
     [line] = [m for m in caplog.messages if m.startswith("POST ")]
-    assert re.fullmatch(r"POST /v1/embeddings 404 \d+\.\dms id=\w+", line)
+    assert re.fullmatch(r"POST /v1/nothing 404 \d+\.\dms id=\w+", line)
 
 
 @pytest.mark.parametrize(
