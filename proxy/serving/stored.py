@@ -5,6 +5,7 @@ is set there, so what builds on one, or asks about it, can be answered there alo
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,11 +47,11 @@ class StoredResponses:
 
     # -- over a restart -------------------------------------------------------------------------------------
 
-    def state(self) -> list[tuple[str, str, str | None]]:
-        """All that is known, as values of JSON, the oldest first."""
-        return [(response_id, *place) for response_id, place in self._places.items()]
+    def state(self) -> Mapping[str, Place]:
+        """All that is known, as JSON can say it, the oldest first; it is no copy."""
+        return self._places
 
     def restore(self, state: Any) -> None:
         """Take what `state` gave. Raises ValueError if it cannot be that."""
-        for response_id, instance, client in msgspec.convert(state, list[tuple[str, str, str | None]]):
-            self.keep(response_id, Place(instance, client))
+        for response_id, place in msgspec.convert(state, dict[str, Place]).items():
+            self.keep(response_id, place)

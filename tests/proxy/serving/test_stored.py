@@ -30,7 +30,7 @@ def test_what_is_known_outlives_the_process() -> None:
     assert (smaller.find("one"), smaller.find("two")) == (None, THERE)
 
 
-@pytest.mark.parametrize("odd", [{}, [["one"]], [["one", 5, None]], "text", None])
+@pytest.mark.parametrize("odd", [[], {"one": []}, {"one": ["x"]}, {"one": [5, None]}, "text", None])
 def test_what_is_no_such_state_is_refused(odd: object) -> None:
     with pytest.raises(ValueError, match=r"Expected|Array"):
         StoredResponses().restore(odd)
