@@ -1,6 +1,7 @@
 """The official client works with nothing changed but its base URL."""
 
 from collections.abc import AsyncIterator, Sequence
+from itertools import groupby
 
 import openai
 import pytest
@@ -102,7 +103,8 @@ async def test_streamed_response(client: openai.AsyncOpenAI, direct: openai.Asyn
             max_output_tokens=20,
         ) as stream:
             kinds = [event.type async for event in stream]
-            return kinds, (await stream.get_final_response()).output_text
+            # Engines put several tokens into one event as they come.
+            return [kind for kind, _ in groupby(kinds)], (await stream.get_final_response()).output_text
 
     assert await say(client) == await say(direct)
 

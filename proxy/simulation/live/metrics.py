@@ -13,7 +13,6 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.simulation.engine.engine import EngineModel
-from proxy.simulation.engine.request import Status
 from proxy.simulation.engine.values import Output
 
 _MILLISECONDS = (
@@ -127,8 +126,8 @@ class _Models(Collector):
     def __init__(self, models: Sequence[EngineModel], *, loras: bool) -> None:
         self._models = models
         self._loras = loras
-        self._seen_loras: dict[tuple[str, str], float] = {}
-        """Which adapters ran, and which waited, as of each time it was asked: when that was so last."""
+        self._seen_loras: dict[str, float] = {}
+        """Which adapters had requests, as of each time it was asked: when that was so last."""
 
     def collect(self) -> Iterator[Metric]:
         for row in _ROWS:
@@ -147,19 +146,18 @@ class _Models(Collector):
             yield self._lora_requests()
 
     def _lora_requests(self) -> Metric:
-        """What was so once stays on the page, as in vLLM; the value tells when it was."""
-        running: dict[str, None] = {}
-        waiting: dict[str, None] = {}
-        for request in (request for model in self._models for request in model.scheduler):
-            if request.lora is not None:
-                (running if request.status is Status.RUNNING else waiting)[request.lora] = None
-        self._seen_loras[",".join(running), ",".join(waiting)] = time.time()
+        """As vLLM's: both labels name every adapter that has a request, whether it runs or waits; what was so
+        once stays on the page, and the value tells when it was.
+        """
+        requests = (request for model in self._models for request in model.scheduler)
+        names = dict.fromkeys(request.lora for request in requests if request.lora is not None)
+        self._seen_loras[",".join(names)] = time.time()
         family = Metric("vllm:lora_requests_info", "Running stats on lora requests.", "gauge")
-        for (runs, waits), seen in self._seen_loras.items():
+        for named, seen in self._seen_loras.items():
             labels = {
                 "max_lora": str(self._models[0].shape.max_loras),
-                "running_lora_adapters": runs,
-                "waiting_lora_adapters": waits,
+                "running_lora_adapters": named,
+                "waiting_lora_adapters": named,
             }
             family.add_sample(family.name, labels, seen)
         return family
