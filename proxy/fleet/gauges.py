@@ -25,7 +25,7 @@ class Gauges(msgspec.Struct, frozen=True):
     adapter_slots: int = 0
     """How many LoRA adapters it computes for at once; 0 if it does not tell."""
     adapters: frozenset[str] = frozenset()
-    """The adapters that requests there were for (`vllm:lora_requests_info`)."""
+    """The adapters in its batch (`vllm:lora_requests_info`)."""
 
     @property
     def requests(self) -> int:

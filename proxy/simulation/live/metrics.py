@@ -146,10 +146,10 @@ class _Models(Collector):
             yield self._lora_requests()
 
     def _lora_requests(self) -> Metric:
-        """As vLLM's: both labels name every adapter that has a request, whether it runs or waits; what was so
-        once stays on the page, and the value tells when it was.
+        """As vLLM's: both labels name the adapters of requests in the batch, and none that only waits for
+        its first turn. What was so once stays on the page, and the value tells when it was.
         """
-        requests = (request for model in self._models for request in model.scheduler)
+        requests = (request for model in self._models for request in model.scheduler.running)
         names = dict.fromkeys(request.lora for request in requests if request.lora is not None)
         self._seen_loras[",".join(names)] = time.time()
         family = Metric("vllm:lora_requests_info", "Running stats on lora requests.", "gauge")

@@ -126,7 +126,7 @@ class Busy(NamedTuple):
     adapter_slots: int = 0
     """How many LoRA adapters a batch may have; 0 if it does not tell, as before its first request."""
     adapters: frozenset[str] = frozenset()
-    """The adapters that requests run or wait for."""
+    """The adapters in the batch; those of requests that wait for their first turn are not told."""
 
 
 def read_busy(page: bytes) -> Busy:
