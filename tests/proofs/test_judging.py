@@ -159,6 +159,16 @@ def test_who_falls_asleep_may_cut_streams_only_if_it_drops_them() -> None:
     assert v.judge(record(texts=("ri",), stream=False), journal) is not None
 
 
+def test_only_a_response_may_end_early_and_cleanly_on_an_engine_that_aborts_it() -> None:
+    made = record(texts=("ri",))
+    response = dataclasses.replace(made, plan=dataclasses.replace(made.plan, path=RESPONSES))
+    journal = Journal()
+    assert v.judge(response, journal) is not None
+    journal.begin("decode-0", DECODE, Fault.SLEEP, 11.0).cuts = True
+    assert v.judge(response, journal) is None
+    assert v.judge(made, journal) is not None
+
+
 def test_a_fault_that_was_over_long_before_excuses_nothing() -> None:
     journal = Journal()
     entry = journal.begin("decode-0", DECODE, Fault.KILL, 1.0)

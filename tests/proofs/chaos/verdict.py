@@ -103,7 +103,7 @@ def judge(record: Record, journal: Journal) -> Finding | None:
             return finding(NO_CLEAN_CUT, f"a clean end after an error event: {record.error}")
         if stream and not record.done:
             return finding(NO_CLEAN_CUT, "a clean end without the event that ends it")
-        if record.says is not Says.RIGHT:
+        if record.says is not Says.RIGHT and not _called_complete(record, journal):
             return finding(NO_CLEAN_CUT, "a clean end of a part of the text")
         return None
     if record.done:
@@ -122,6 +122,12 @@ def judge(record: Record, journal: Journal) -> Finding | None:
     if by == {Fault.LATE_ERROR} and not _hears_engine(record):
         return finding(ONE_END, f"the engine's error did not reach the client: {record.error}")
     return None
+
+
+def _called_complete(record: Record, journal: Journal) -> bool:
+    """Whether its engine called an answer complete that it had aborted, as vLLM 0.32 does with responses."""
+    asleep = Fault.SLEEP in journal.cutting(record.decode, record.begun, record.ended)
+    return record.plan.path == RESPONSES and asleep
 
 
 def _hears_engine(record: Record) -> bool:
