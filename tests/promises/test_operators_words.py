@@ -87,9 +87,9 @@ async def test_a_path_that_is_not_served_is_named_and_counted(tmp_path: pathlib.
     keys.write_text("alice secret")
     keys.chmod(0o600)
     async with fleet(prefill=1, decode=1, kv_events=False, security=Security(api_key_file=keys)) as pair:
-        answer = await pair.service.ask("/v2/embeddings?q=1", {})
+        answer = await pair.service.ask("/other/embeddings?q=1", {})
         assert answer.status == 404
-        words = "kvproxy does not serve POST /v2/embeddings; see /openapi.json"
+        words = "kvproxy does not serve POST /other/embeddings; see /openapi.json"
         assert answer.json["error"]["message"] == words
         assert (await pair.service.complete("hello")).status == 401
         requests = "kvproxy_requests_total"
